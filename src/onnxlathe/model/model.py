@@ -1,0 +1,71 @@
+"""The model as everything else sees it: an `onnx_ir.Model`, and where its bytes lie."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir
+
+
+@dataclass
+class Model:
+    """An ONNX model whose weights stay on disk until somebody asks for one.
+
+    Attributes:
+        ir: the graph, its functions and metadata; weights from disk are `FileTensor`.
+        path: the file it was loaded from, None for a model made in memory.
+        repairs: what `load` repaired, as sentences for the user.
+    """
+
+    ir: onnx_ir.Model
+    path: Path | None = None
+    repairs: list[str] = field(default_factory=list)
+
+    @property
+    def graph(self) -> onnx_ir.Graph:
+        """The main graph."""
+        return self.ir.graph
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set (domain `""`) that the main graph uses; 0 if none."""
+        return self.ir.opset_imports.get("", 0)
+
+    def graphs(self) -> Iterator[onnx_ir.Graph]:
+        """The main graph, every subgraph nested in it, every function body, and the subgraphs of those."""
+        yield self.ir.graph
+        yield from self.ir.graph.subgraphs()
+        for function in self.ir.functions.values():
+            yield function.graph
+            yield from function.subgraphs()
+
+    def nodes(self) -> Iterator[onnx_ir.Node]:
+        """The nodes of all `graphs`."""
+        for graph in self.graphs():
+            yield from graph
+
+    def count_nodes(self) -> int:
+        """How many nodes there are in all graphs."""
+        return sum(len(graph) for graph in self.graphs())
+
+    def count_operators(self) -> dict[str, int]:
+        """How many nodes of each operator, the most frequent first; keys are `Add` or `domain::Op`."""
+        counts = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in self.nodes())
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def clone(self) -> Model:
+        """A copy of the structure that may be changed independently; weight tensors are shared."""
+        return Model(self.ir.clone(), path=self.path, repairs=list(self.repairs))
+
+
+def is_overridable(value: onnx_ir.Value) -> bool:
+    """Whether an initializer is only a default that the caller of the model may replace.
+
+    An initializer that is also a graph input is *not* a constant: folding or fusing it would freeze what
+    the user is free to feed. (Models of IR version 3 and older list every initializer as an input; the
+    specification makes no exception for them.)
+    """
+    return value.is_initializer() and value.is_graph_input()

@@ -1,0 +1,371 @@
+"""Comparing an optimized model with its original.
+
+`Verifier` runs the original once and keeps its outputs on disk; `Verifier.check` compares any number of
+candidates with them, which is what finding the pass to blame needs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from onnxlathe.errors import LatheError
+from onnxlathe.model import Model, load, save
+from onnxlathe.model.samples import VARIANTS, default_bindings, sample_inputs
+
+from . import store
+from .limits import operator_of, output_precisions, random_nodes, reached_outputs, why_random, without_outputs
+from .runtime import RuntimeFailure, RuntimeProcess
+from .tolerance import Tolerances
+from .verdict import Comparison, Feed, Unchecked, Verdict
+
+_MAX_PRUNES = 8  # operators that are cut away before giving up
+
+
+@dataclass
+class _Reference:
+    """The original on one feed: where its inputs and outputs lie."""
+
+    feed: Feed
+    inputs: Path
+    outputs: Path
+    dtypes: dict[str, str]
+    blank: list[str] = field(default_factory=list)
+
+
+class Verifier:
+    """Holds an original model's answers; compares candidates with them.
+
+    Args:
+        original: the truth: a model or its file.
+        feeds: the user's own inputs; made up (`onnxlathe.model.samples`) if None.
+        seeds: one feed is made up for each; open dimensions get other sizes every other feed.
+        bindings: sizes of open dimensions that are settled.
+        tolerances: the user's, over the policy's (see `tolerance`).
+        timeout: seconds that loading or one run may take.
+        threads: of ONNX Runtime.
+        progress: called with a short text before each step that may take long.
+
+    The original is run at the first `check` (or at `prepare`). Use it as a context manager, or `close` it: there
+    are a child process and a temporary folder to be cleaned up. A wrong binding or tolerance name raises
+    `UsageError`; whatever the models do ends up in the `Verdict`.
+    """
+
+    def __init__(
+        self,
+        original: Model | Path | str,
+        *,
+        feeds: Iterable[Mapping[str, np.ndarray]] | None = None,
+        seeds: Sequence[int] = (0, 1),
+        bindings: Mapping[str, int] | None = None,
+        tolerances: Tolerances | None = None,
+        timeout: float = 300.0,
+        threads: int = 2,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self._original, self._feeds, self._seeds = original, feeds, tuple(seeds)
+        self._bindings = dict(bindings or {})
+        self._tolerances = tolerances or Tolerances()
+        self._progress = progress or (lambda _: None)
+        self._runtime = RuntimeProcess(threads=threads, timeout=timeout)
+        self._folder = Path(tempfile.mkdtemp(prefix="onnxlathe-verify-"))
+        self._references: list[_Reference] | None = None
+        self._unchecked: dict[str, Unchecked] = {}  # by output; "" for everything
+        self._notes: list[str] = []
+        self._through: dict[str, str] = {}
+        self._files = 0
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child process and remove the temporary folder."""
+        self._runtime.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # --- The original ----------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Run the original, unless that has been done. `check` does it by itself."""
+        if self._references is not None:
+            return
+        self._references = []
+        self._runtime.start()
+        model = self._original if isinstance(self._original, Model) else load(Path(self._original))
+        names = [o.name or "" for o in model.graph.outputs]
+        self._tolerances.check_names(names)
+        self._through = output_precisions(model)
+        for name, node in reached_outputs(model, random_nodes(model)).items():
+            self._unchecked[name] = why_random(name, node)
+        try:
+            self._progress("loading the original")
+            _, failure = self._open(model, self._original, self._unchecked)
+            if failure is not None:
+                self._unchecked[""] = _why_not("the original", failure)
+                return
+            self._run_original(model)
+            self._runtime.close()
+        except RuntimeFailure as failure:
+            self._unchecked[""] = _why_not("the original", failure)
+
+    def _run_original(self, model: Model) -> None:
+        """Fill `_references`: the user's feeds, or one made up for each seed."""
+        references = self._references
+        assert references is not None
+        if self._feeds is not None:
+            for number, feed in enumerate(self._feeds):
+                self._progress(f"running the original on feed {number + 1}")
+                failure = self._run_on(feed, f"feed {number + 1} of the data")
+                if failure is not None:
+                    self._unchecked[""] = _why_not(
+                        f"the original, on feed {number + 1} of the data,", failure
+                    )
+                    return
+            if not references:
+                self._unchecked[""] = Unchecked("", "the data holds no feed")
+            return
+        failures: list[str] = []
+        tried: set[tuple[int, str]] = set()
+        for number, seed in enumerate(self._seeds):
+            # The sizes meant for this feed first; then sizes that other models turned out to insist on.
+            for attempt in range(VARIANTS):
+                variant = (
+                    number % 2 if attempt == 0 else attempt + 1 if attempt < VARIANTS - 1 else 1 - number % 2
+                )
+                sizes = default_bindings(model, variant, given=self._bindings)
+                label = ", ".join([f"seed {seed}", *(f"{k}={v}" for k, v in sizes.items())])
+                if (seed, label) in tried:
+                    continue
+                tried.add((seed, label))
+                self._progress(f"running the original ({label})")
+                try:
+                    inputs = sample_inputs(model, seed=seed, bindings=sizes)
+                except LatheError as error:
+                    failures.append(f"{label}: {error.message}")
+                    continue
+                failure = self._run_on(inputs, label)
+                if failure is None:
+                    break
+                failures.append(f"{label}: {failure.message.splitlines()[0][:300]}")
+                if failure.kind in ("timeout", "memory"):
+                    break
+                if failure.kind == "crash":
+                    self._open(model, self._original, self._unchecked)
+        if not references:
+            self._unchecked[""] = Unchecked(
+                "",
+                "the original could not be run on any inputs made up for it"
+                + (f" ({failures[0]})" if failures else ""),
+                hint="give inputs of your own with --data, or sizes with --dim and --shape",
+            )
+        elif failures:
+            self._notes += [f"the original could not be run on inputs made up for it: {f}" for f in failures]
+        for name in {n for r in references for n in r.blank if all(n in q.blank for q in references)}:
+            self._unchecked.setdefault(
+                name,
+                Unchecked(
+                    name,
+                    "the original gives nothing but NaN and infinity there, on every feed",
+                    hint="give inputs of your own with --data",
+                ),
+            )
+
+    def _run_on(self, inputs: Mapping[str, np.ndarray], label: str) -> RuntimeFailure | None:
+        assert self._references is not None
+        number = len(self._references)
+        feed, outputs = self._folder / f"feed{number}.npz", self._folder / f"expected{number}.npz"
+        store.write(feed, inputs)
+        try:
+            answer = self._runtime.run(feed, outputs)
+        except RuntimeFailure as failure:
+            return failure
+        shapes = {name: list(array.shape) for name, array in inputs.items()}
+        self._references.append(
+            _Reference(Feed(label, shapes), feed, outputs, answer["outputs"], answer["blank"])
+        )
+        return None
+
+    # --- The candidates --------------------------------------------------------------------------------
+
+    def check(self, optimized: Model | Path | str) -> Verdict:
+        """Compare `optimized` with the original.
+
+        Returns:
+            The verdict. Operators that ONNX Runtime lacks leave the outputs that depend on them unchecked; any
+            other reason why the optimized model cannot be run while the original can is a difference.
+        """
+        start = time.perf_counter()
+        self.prepare()
+        references = self._references or []
+        verdict = Verdict(feeds=[r.feed for r in references], notes=list(self._notes))
+        unchecked = dict(self._unchecked)
+        if "" not in unchecked:
+            try:
+                self._compare(optimized, references, unchecked, verdict)
+            except RuntimeFailure as failure:
+                self._blame(failure, unchecked, verdict)
+        verdict.unchecked = [unchecked[""]] if "" in unchecked else list(unchecked.values())
+        verdict.seconds = time.perf_counter() - start
+        return verdict
+
+    def _compare(
+        self,
+        optimized: Model | Path | str,
+        references: list[_Reference],
+        unchecked: dict[str, Unchecked],
+        verdict: Verdict,
+    ) -> None:
+        self._progress("loading the optimized model")
+        interface, failure = self._open(None, optimized, unchecked)
+        if failure is not None:
+            self._blame(failure, unchecked, verdict)
+            return
+        expected = {name for name in references[0].dtypes if _base(name) not in unchecked}
+        missing = sorted({_base(n) for n in expected} - set(interface["outputs"]))
+        with store.Stored(references[0].inputs) as stored:
+            gone = sorted(set(stored) - set(interface["inputs"]))
+            extra = sorted(set(interface["inputs"]) - set(stored))
+        for what, names in (("output", missing), ("input", gone)):
+            if names:
+                verdict.error = f"the optimized model has no {what} {names[0]!r}"
+                return
+        if extra and len(extra) > self._optional(optimized, extra):
+            verdict.error = f"the optimized model has an input {extra[0]!r} that the original lacks"
+            return
+        for number, reference in enumerate(references):
+            self._progress(f"comparing on {reference.feed.label}")
+            tolerances = {
+                name: asdict(self._tolerances.of(_base(name), dtype, through=self._through.get(_base(name))))
+                for name, dtype in reference.dtypes.items()
+                if _base(name) not in unchecked
+            }
+            found = self._runtime.compare(reference.inputs, reference.outputs, number, tolerances)
+            verdict.comparisons += [msgspec.convert(c, Comparison) for c in found]
+        self._runtime.close()
+
+    @staticmethod
+    def _optional(optimized: Model | Path | str, names: list[str]) -> int:
+        """How many of these inputs have a default and need not be fed."""
+        model = optimized if isinstance(optimized, Model) else load(Path(optimized))
+        return sum(name in model.graph.initializers for name in names)
+
+    @staticmethod
+    def _blame(failure: RuntimeFailure, unchecked: dict[str, Unchecked], verdict: Verdict) -> None:
+        if failure.kind == "invalid":
+            where = f" (node {failure.node!r}, {failure.operator})" if failure.operator else ""
+            verdict.error = f"the optimized model cannot be run{where}: {failure.message}"
+        else:
+            unchecked[""] = _why_not("the optimized model", failure)
+
+    # --- Both ------------------------------------------------------------------------------------------
+
+    def _open(
+        self, model: Model | None, source: Model | Path | str, unchecked: dict[str, Unchecked]
+    ) -> tuple[dict[str, list[str]], RuntimeFailure | None]:
+        """Open a model, cutting away what depends on operators that ONNX Runtime lacks.
+
+        Outputs that were cut away are added to `unchecked`. If nothing is left, the failure is returned.
+        """
+        path = self._as_file(source)
+        try:
+            return self._runtime.open(path), None
+        except RuntimeFailure as error:
+            failure = error
+        for _ in range(_MAX_PRUNES):
+            if failure.kind != "unsupported" or not failure.operator:
+                return {}, failure
+            model = model or (source if isinstance(source, Model) else load(Path(source)))
+            lacking = [n for n in model.nodes() if operator_of(n) == failure.operator]
+            if failure.node:
+                lacking = [n for n in lacking if n.name == failure.node] or lacking
+            cut = reached_outputs(model, lacking)
+            for name, node in cut.items():
+                unchecked.setdefault(name, _lacking(name, operator_of(node), node.name or ""))
+            rest = without_outputs(model, unchecked) if cut else None
+            if rest is None:
+                return {}, RuntimeFailure(
+                    failure.kind, failure.message, failure.operator, next((n.name or "" for n in lacking), "")
+                )
+            try:
+                return self._runtime.open(self._as_file(rest)), None
+            except RuntimeFailure as error:
+                failure = error
+        return {}, failure
+
+    def _as_file(self, source: Model | Path | str) -> Path:
+        """Where a model lies; one that lies nowhere is written to the temporary folder."""
+        if not isinstance(source, Model):
+            return Path(source)
+        self._files += 1
+        folder = self._folder / f"model{self._files}"
+        folder.mkdir()
+        for old in self._folder.glob("model*"):  # one at a time: they may be large
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        save(source, folder / "model.onnx")
+        return folder / "model.onnx"
+
+
+def _base(name: str) -> str:
+    """The output that an array is a part of: ``y[0]`` and ``y.length`` are of ``y``."""
+    return name
+
+
+def _lacking(output: str, operator: str, node: str) -> Unchecked:
+    return Unchecked(
+        output,
+        f"depends on operator {operator} (node {node!r}), which ONNX Runtime cannot run",
+        operator,
+        node,
+    )
+
+
+def _why_not(who: str, failure: RuntimeFailure) -> Unchecked:
+    """Why nothing was checked at all."""
+    if failure.kind == "unsupported":
+        named = f"operator {failure.operator} (node {failure.node!r})" if failure.operator else "an operator"
+        reason = f"ONNX Runtime cannot run {named} of {who.rstrip(',')}: {failure.message}"
+    elif failure.kind == "version":
+        reason = f"ONNX Runtime is too old for {who}: {failure.message}"
+    elif failure.kind in ("timeout", "crash"):
+        reason = f"{failure.message}, with {who}"
+    else:
+        reason = f"{who} cannot be run: {failure.message}"
+    hint = "give inputs of your own with --data" if failure.kind == "invalid" else ""
+    if failure.kind == "timeout":
+        hint = "give it more time, or smaller sizes with --dim"
+    return Unchecked("", reason, failure.operator, failure.node, hint)
+
+
+def verify(
+    original: Model | Path | str,
+    optimized: Model | Path | str,
+    *,
+    feeds: Iterable[Mapping[str, np.ndarray]] | None = None,
+    seeds: Sequence[int] = (0, 1),
+    bindings: Mapping[str, int] | None = None,
+    tolerances: Tolerances | None = None,
+    timeout: float = 300.0,
+    threads: int = 2,
+) -> Verdict:
+    """Compare two models once; the arguments are those of `Verifier`."""
+    with Verifier(
+        original,
+        feeds=feeds,
+        seeds=seeds,
+        bindings=bindings,
+        tolerances=tolerances,
+        timeout=timeout,
+        threads=threads,
+    ) as verifier:
+        return verifier.check(optimized)
