@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxlathe import Model, ModelError, is_overridable, load
+from onnxlathe import Model, ModelError, is_overridable, load, save
 from onnxlathe.model import FileTensor, digest
 
 FIXTURES = sorted((Path(__file__).parent.parent / "fixtures").glob("**/*.onnx"))
@@ -83,7 +83,9 @@ def test_fixture_has_the_same_nodes_and_weights(path: Path) -> None:
     for tensor in expected.graph.initializer:
         found = loaded.graph.initializers[tensor.name].const_value
         np.testing.assert_array_equal(found.numpy(), numpy_helper.to_array(tensor))
-        assert isinstance(found, FileTensor) == (found.dtype != ir.DataType.STRING and found.nbytes >= 1024)
+        on_disk = isinstance(found, FileTensor)
+        assert on_disk or found.dtype == ir.DataType.STRING or found.nbytes < 1024
+        assert not on_disk or found.external or found.nbytes >= 1024
 
 
 def test_big_weights_are_on_disk_and_small_ones_in_memory(file) -> None:
@@ -383,7 +385,7 @@ def test_truncated(file, kept: float) -> None:
     refused(file(data[: int(len(data) * kept)]), "truncated", "bytes")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_never_gives_a_traceback(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever is done to the bytes, the result is a model or a ModelError."""
@@ -406,12 +408,10 @@ def test_damage_never_gives_a_traceback(tmp_path: Path, data: st.DataObject) -> 
     path = tmp_path / "fuzzed.onnx"
     path.write_bytes(content)
     try:
-        loaded = load(path)
+        save(load(path), tmp_path / "saved.onnx")
     except ModelError:
         return
-    for g in loaded.graphs():
-        for v in g.initializers.values():
-            v.const_value.tobytes() if v.const_value.dtype != ir.DataType.STRING else None
+    load(tmp_path / "saved.onnx")
 
 
 def _fuzzed() -> bytes:
@@ -826,7 +826,8 @@ def test_sympy_sleeps_and_wakes() -> None:
     code = (
         "import sys, onnxlathe, onnx_ir; assert 'sympy.core' not in sys.modules;"
         "assert onnxlathe.__version__ and 'load' in dir(onnxlathe);"
-        "import sympy; assert sympy.Symbol('a') + 1 - 1 == sympy.Symbol('a'); assert 'sympy.core' in sys.modules"
+        "import sympy; assert sympy.Symbol('a') + 1 - 1 == sympy.Symbol('a');"
+        "assert 'sympy.core' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

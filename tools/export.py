@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -270,7 +271,7 @@ def make(jobs: dict[str, Callable[[Path], None]], folder: Path, chosen: list[str
 
 
 def exports(entries: list[Export], size: Literal["tiny", "full"]) -> dict[str, Callable[[Path], None]]:
-    return {e.name: lambda path, e=e: write_export(e, size, path) for e in entries}
+    return {entry.name: partial(write_export, entry, size) for entry in entries}
 
 
 def main() -> int:

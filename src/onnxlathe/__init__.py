@@ -2,7 +2,7 @@
 
     import onnxlathe
     model = onnxlathe.load("model.onnx")
-    ...
+    onnxlathe.optimize(model, "shapes,fold,tidy,fuse")
     onnxlathe.save(model, "smaller.onnx")
 
 Public names are resolved at first use, so that `import onnxlathe` costs nothing but itself.
@@ -21,11 +21,27 @@ _lazy.install()
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .api import Census, Mismatch, Result, VerifyOptions, optimize
     from .errors import LatheError, ModelError, PassError, UsageError, VerificationError
     from .model import FileTensor, Model, is_overridable, load, save
+    from .pipeline import Pipeline, Registry
+    from .rewrite import Context, NodeRule, Pass, Rule, make_pass, option
 
 # Public name -> the module that defines it.
 _PUBLIC = {
+    "Census": "api",
+    "Mismatch": "api",
+    "Result": "api",
+    "VerifyOptions": "api",
+    "optimize": "api",
+    "Pipeline": "pipeline",
+    "Registry": "pipeline",
+    "Context": "rewrite",
+    "NodeRule": "rewrite",
+    "Pass": "rewrite",
+    "Rule": "rewrite",
+    "make_pass": "rewrite",
+    "option": "rewrite",
     "LatheError": "errors",
     "ModelError": "errors",
     "PassError": "errors",
@@ -39,16 +55,29 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Census",
+    "Context",
     "FileTensor",
     "LatheError",
+    "Mismatch",
     "Model",
     "ModelError",
+    "NodeRule",
+    "Pass",
     "PassError",
+    "Pipeline",
+    "Registry",
+    "Result",
+    "Rule",
     "UsageError",
     "VerificationError",
+    "VerifyOptions",
     "__version__",
     "is_overridable",
     "load",
+    "make_pass",
+    "optimize",
+    "option",
     "save",
 ]
 

@@ -287,6 +287,21 @@ def col2im(n: NodeContext) -> None:
     n.out(0, n.dtype(0), (dims[0], channels, *image))
 
 
+@rule("STFT")
+def stft(n: NodeContext) -> None:
+    """``(batch, frames, bins, 2)``; one-sided (the default) keeps the first half of the bins and the middle."""
+    dims = n.dims(0)
+    step, length = n.scalar(1), n.scalar(3)
+    if length is None and n.has(2) and (window := n.dims(2)):
+        length = window[0]
+    frames: DimLike = None
+    signal = None if dims is None or len(dims) < 2 else dims[1]
+    if signal is not None and length is not None and isinstance(step, int) and step > 0:
+        frames = floor_div(signal - length, step) + 1
+    bins = length if length is None or not n.attr("onesided", 1) else floor_div(length, 2) + 1
+    n.out(0, n.dtype(0), (None if dims is None else dims[0], frames, bins, 2))
+
+
 @rule("Det")
 def det(n: NodeContext) -> None:
     """Drops the matrix axes."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import onnx_ir as ir
 
 from onnxlathe.infer.contents import Content, as_content, fold_reduce
@@ -51,7 +52,7 @@ def reduce_(n: NodeContext) -> None:
 def _reduced(known: Content, op: str, axes: set[int], keep: bool, dtype: ir.DataType) -> Content | None:
     rest = [a for a in range(known.ndim) if a not in axes]
     kept_shape = [known.shape[a] for a in rest]
-    rows = known.transpose([*rest, *sorted(axes)]).reshape(int(np.prod(kept_shape, dtype=np.int64)), -1)
+    rows = known.transpose([*rest, *sorted(axes)]).reshape(math.prod(kept_shape), math.prod(known.shape[a] for a in axes))
     flat = as_content([fold_reduce(op, row.tolist(), dtype) for row in rows])
     shape = [1 if a in axes else known.shape[a] for a in range(known.ndim)] if keep else kept_shape
     return flat.reshape(shape)

@@ -16,7 +16,7 @@ import onnx.helper
 
 from onnxlathe.errors import ModelError
 
-from .protos import dense, infer_attribute_type, tensors_of
+from .protos import check_tensor, dense, infer_attribute_type, tensors_of, text
 
 # Messages of onnx are untyped here: NodeProto, GraphProto, and so on.
 Proto = Any
@@ -132,7 +132,7 @@ class Checker:
     def _distinct(self, names: Iterable[str], what: str, where: str) -> dict[str, str]:
         defined: dict[str, str] = {}
         for name in names:
-            if not name:
+            if not text(name, where):
                 raise ModelError(f"{where} has an {what} without a name")
             if name in defined:
                 raise ModelError(f"{where} has two {what}s named {name!r}")
@@ -147,7 +147,7 @@ class Checker:
         free = self._body(graph, inputs, initializers, outer, where)
         scope = self._scope
         for output in graph.output:
-            name = output.name
+            name = text(output.name, where)
             if name in scope:
                 continue
             if not any(name in names for names in outer):
@@ -180,7 +180,7 @@ class Checker:
         seen: dict[str, Proto] = {}
         dropped: set[int] = set()
         for index, tensor in enumerate(graph.initializer):
-            name = tensor.name
+            name = text(tensor.name, where)
             if not name:
                 what = f"initializer {index} of {where} has no name"
                 self._repaired(what, "it was dropped, nothing can use it")
@@ -218,10 +218,12 @@ class Checker:
         producer: dict[str, int] = {}
         nodes = list(body.node)
         for index, node in enumerate(nodes):
-            if not node.op_type:
+            if not text(node.op_type, where):
                 raise ModelError(f"{_label(node, index)} of {where} has no operator")
+            text(node.name, where)
+            text(node.domain, where)
             for name in node.output:
-                if not name:
+                if not text(name, where):
                     continue
                 if name in scope:
                     raise ModelError(
@@ -270,7 +272,7 @@ class Checker:
         free: set[str] = set()
         names: set[str] = set()
         for attribute in node.attribute:
-            if attribute.name in names:
+            if text(attribute.name, _label(node, index)) in names:
                 raise ModelError(f"{_label(node, index)} has two attributes named {attribute.name!r}")
             names.add(attribute.name)
             if not attribute.type and not attribute.ref_attr_name:
@@ -458,7 +460,5 @@ def check_tensors(proto: Proto) -> None:
     Raises:
         ModelError: naming the tensor.
     """
-    from .protos import check_tensor
-
     for tensor in tensors_of(proto):
         check_tensor(tensor)

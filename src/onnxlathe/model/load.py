@@ -78,15 +78,9 @@ def load(path: str | os.PathLike[str], *, strict: bool = False) -> Model:
         loader = _Weights(file, elided)
         loader.check(proto)
         checker = Checker(proto, strict=strict, digest=loader.digest)
-        try:
-            checker.run()
-            types = _take_types(proto)
-            graph_model = _deserialize(proto)
-        except UnicodeDecodeError as error:
-            raise ModelError(
-                f"{str(path)!r} has a name that is no UTF-8 text: {error.object[:40]!r}",
-                hint="The file is damaged; export the model again.",
-            ) from None
+        checker.run()
+        types = _take_types(proto)
+        graph_model = _deserialize(proto)
         if types:
             graph_model.graph.meta[TYPES_KEY] = types
         model = Model(graph_model, path=Path(path), repairs=checker.repairs)
@@ -215,8 +209,6 @@ def _deserialize(proto: Any) -> ir.Model:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, UnicodeDecodeError):
-            raise cause from None
         raise ModelError(
             f"the model cannot be represented: {str(cause).splitlines()[0]}",
             hint="It uses something that onnx_ir does not support, or is damaged.",
@@ -265,13 +257,13 @@ class _Weights:
         """The file, the offset in it, and whether it is an external one."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
+        if tensor.data_type == onnx.TensorProto.STRING:
+            raise ModelError(f"tensor {tensor.name!r} holds strings in raw data, which ONNX forbids")
         nbytes = nbytes_of(element_type(tensor), list(tensor.dims))
         payload = self.elided.payload(location)
         if payload is not None:
             _check_payload(tensor, payload, nbytes)
             return self.file, payload.offset, False
-        if tensor.data_type == onnx.TensorProto.STRING:
-            raise ModelError(f"tensor {tensor.name!r} holds strings in external data, which ONNX forbids")
         file = self._external(tensor.name, location)
         try:
             offset = int(entries.get("offset") or 0)
@@ -380,8 +372,6 @@ def _check_payload(tensor: Any, payload: Payload, nbytes: int) -> None:
             f"tensor {tensor.name!r} of type {element_type(tensor).name} has its elements in {payload.field},"
             " where ONNX does not allow them"
         )
-    if tensor.data_type == onnx.TensorProto.STRING:
-        raise ModelError(f"tensor {tensor.name!r} holds strings in raw_data, which ONNX forbids")
     if payload.nbytes != nbytes:
         raise ModelError(
             f"tensor {tensor.name!r} of type {element_type(tensor).name} and shape {list(tensor.dims)} should"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.model.shapes import DimSpec, dims_of_value, evaluate
+from .shapes import DimSpec, dims_of_value, evaluate
 
 _MAX_STEPS = 32  # how many operators the values of an input are followed through
 _MAX_VISITED = 4000

@@ -45,6 +45,20 @@ def infer_attribute_type(attribute: Proto) -> None:
             return
 
 
+def text(name: str | bytes, where: str) -> str:
+    """A name, which protobuf hands out as bytes where it is no text.
+
+    Raises:
+        ModelError: it is no UTF-8 text.
+    """
+    if isinstance(name, bytes):
+        raise ModelError(
+            f"{where} has a name that is no UTF-8 text: {name[:40]!r}",
+            hint="The file is damaged; export the model again.",
+        )
+    return name
+
+
 def bodies_of(proto: Proto) -> Iterator[Proto]:
     """Every GraphProto and FunctionProto of a ModelProto, outer ones before those nested in them."""
     bodies = [proto.graph, *proto.functions]
@@ -116,7 +130,7 @@ def check_tensor(tensor: Proto) -> None:
         found, expected, unit = len(tensor.raw_data), nbytes_of(dtype, dims), "bytes"
     else:
         found, unit = _typed_length(tensor), "elements"
-        expected = _typed_expected(dtype, count, tensor)
+        expected = _typed_expected(dtype, count)
     if found != expected:
         raise ModelError(
             f"tensor {tensor.name!r} of type {dtype.name} and shape {dims} should have {expected} {unit}"
@@ -136,11 +150,11 @@ def _typed_length(tensor: Proto) -> int:
     )
 
 
-def _typed_expected(dtype: ir.DataType, count: int, tensor: Proto) -> int:
+def _typed_expected(dtype: ir.DataType, count: int) -> int:
     """Entries of the typed field: complex numbers take two, elements below a byte share one."""
     if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         return 2 * count
-    if dtype.bitwidth in (2, 4):
+    if dtype != ir.DataType.STRING and dtype.bitwidth in (2, 4):
         per = 8 // int(dtype.bitwidth)
         return (count + per - 1) // per
     return count
@@ -155,6 +169,8 @@ def dense(sparse: Proto) -> Proto:
     name, dims = sparse.values.name, list(sparse.dims)
     if onnx.TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
         raise ModelError(f"sparse tensor {name!r} lies in external data, which is not supported")
+    if sparse.values.data_type == onnx.TensorProto.STRING:
+        raise ModelError(f"sparse tensor {name!r} holds strings, which is not supported")
     if any(dim < 0 for dim in dims):
         raise ModelError(f"sparse tensor {name!r} has the shape {dims}, with a negative dimension")
     size = nbytes_of(element_type(sparse.values), dims)

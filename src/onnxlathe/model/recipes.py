@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.model.meaning import int_attribute, known_dims, size_along, small_constant
-from onnxlathe.model.shapes import evaluate
+from .meaning import int_attribute, known_dims, size_along, small_constant
+from .shapes import evaluate
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ RECIPES: dict[tuple[str, int], Recipe] = {
     ("Unsqueeze", 1): _arange,
     **{(f"Reduce{name}", 1): _arange for name in _REDUCTIONS},
     ("Split", 1): _split_sizes,
-    ("SplitToSequence", 1): _const(1),
+    ("SplitToSequence", 1): lambda r: _split_sizes(r) if r.shape else 1.0,
     ("Range", 0): _const(0),
     ("Range", 1): _const(5),
     ("Range", 2): _const(1),

@@ -19,12 +19,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.errors import ModelError
-from onnxlathe.model.meaning import Use, limits, spatial_rank, uses_of
-from onnxlathe.model.recipes import RECIPES, Request, interval
-from onnxlathe.model.shapes import InputSpec, concrete_shape, evaluate, input_specs, symbols_in
+
+from .meaning import Use, limits, small_constant, spatial_rank, uses_of
+from .recipes import RECIPES, Request, interval
+from .shapes import InputSpec, concrete_shape, evaluate, input_specs, symbols_in
 
 if TYPE_CHECKING:
-    from onnxlathe.model.model import Model
+    from .model import Model
 
 VARIANTS = 5
 """Number of different size variants that `default_bindings` offers."""
@@ -84,7 +85,8 @@ def sample_inputs(
     for spec in specs:
         given = (shapes or {}).get(spec.name)
         shape = tuple(given) if given is not None else concrete_shape(spec, sizes)
-        if math.prod(shape) * max(1, spec.dtype.itemsize) > _MAX_BYTES:
+        width = 8 if spec.dtype == ir.DataType.STRING else max(1, int(spec.dtype.itemsize))
+        if math.prod(shape) * width > _MAX_BYTES:
             raise ModelError(
                 f"input {spec.name!r} of shape {shape} takes more than 2 GiB",
                 hint="give a smaller one with --shape or --dim",
@@ -276,8 +278,6 @@ def _acts_as_mask(uses: list[Use]) -> bool:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.BOOL:
             return True
         if node.op_type == "Sub" and use.index == 1 and use.low == use.high == 0:
-            from onnxlathe.model.meaning import small_constant
-
             first = small_constant(node.inputs[0])
             if first is not None and first.size == 1 and float(first.reshape(-1)[0]) == 1.0:
                 return True

@@ -66,7 +66,13 @@ def save(
             f"initializer {lost[0]!r} has no value and cannot be written",
             hint="A pass has left it so; this is an error of the pass.",
         )
-    plan = _plan(model, target, external)
+    try:
+        plan = _plan(model, target, external)
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"the model has a text that is no UTF-8: {error.object[:40]!r}",
+            hint="A name, a doc_string or metadata is damaged; export the model again.",
+        ) from None
     _check_space(target, plan.nbytes)
     old = _own_data_files(target)
     _write(target, plan)

@@ -26,7 +26,7 @@ import onnx_ir as ir
 from onnxlathe.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from onnxlathe.model.model import Model
+    from .model import Model
 
 DimSpec = int | str | None
 """One dimension: an integer, a symbol or expression, or unknown."""
@@ -406,10 +406,10 @@ def _substitute(text: str, bindings: Mapping[str, int], *, unnamed: bool = False
     from onnxlathe.infer import Dim
 
     try:
-        rest = Dim.parse(text).substitute(bindings)
-    except ValueError:
+        rest = Dim.parse(text)
+        return str(rest if isinstance(rest, int) else rest.substitute(dict(bindings)))
+    except (ValueError, ZeroDivisionError):
         return None
-    return str(rest)
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:

@@ -22,6 +22,7 @@ class StepRecord:
         operators: change in the number of nodes by operator (zero left out).
         firings: every single change, in order.
         changes: how many changes the unit made.
+        permits: how many changes it asked permission for, one by one.
         weight_bytes: bytes of weights that were read for it.
         notes: what it wants to tell the user.
         implied: the runner added it because a later pass needs what it provides.
@@ -36,6 +37,7 @@ class StepRecord:
     operators: dict[str, int] = field(default_factory=dict)
     firings: list[Firing] = field(default_factory=list)
     changes: int = 0
+    permits: int = 0
     weight_bytes: int = 0
     notes: list[str] = field(default_factory=list)
     implied: bool = False

@@ -145,8 +145,9 @@ class Registry:
     def __contains__(self, name: object) -> bool:
         return name in self._passes
 
-    def __iter__(self) -> Iterable[Registered]:  # type: ignore[override]
-        return iter(self._passes.values())
+    def all(self) -> list[Registered]:
+        """All passes in order of registration."""
+        return list(self._passes.values())
 
     def groups(self) -> dict[str, list[str]]:
         """Members of each group, in order of registration."""

@@ -48,6 +48,7 @@ class Runner:
         before: called with a unit's label when it starts.
         after: called with its record and the model when it is done.
         records: what happened, in order.
+        units: how many units were run; what `Budget.units` counts.
     """
 
     disabled: frozenset[str] = frozenset()
@@ -57,8 +58,8 @@ class Runner:
     before: Callable[[str], None] | None = None
     after: Observer | None = None
     records: list[StepRecord] = field(default_factory=list)
+    units: int = 0
     _facts: set[str] = field(default_factory=set)
-    _units: int = 0
 
     def run(self, model: Model, pipeline: Pipeline) -> list[StepRecord]:
         """Run `pipeline` over `model` in place.
@@ -87,7 +88,7 @@ class Runner:
 
     @property
     def _exhausted(self) -> bool:
-        return self.budget.units is not None and self._units >= self.budget.units
+        return self.budget.units is not None and self.units >= self.budget.units
 
     def _unit(self, unit: Unit, model: Model) -> int:
         if self._exhausted:
@@ -96,7 +97,7 @@ class Runner:
         if kept != unit.passes:
             unit = replace(unit, passes=kept)
         if not kept or all(p.min_opset > model.opset for p in kept):
-            self._units += 1
+            self.units += 1
             reason = f"needs opset {min(p.min_opset for p in kept)}" if kept else "left out"
             self.records.append(StepRecord(unit.name, tuple(p.name for p in kept), skipped=reason))
             return 0
@@ -116,8 +117,8 @@ class Runner:
                     implied=True,
                 )
             )
-        self._units += 1
-        last = self.budget.units is not None and self._units == self.budget.units
+        self.units += 1
+        last = self.budget.units is not None and self.units == self.budget.units
         return self._measured(unit, model, self.budget.changes if last else None)
 
     def _measured(self, unit: Unit, model: Model, limit: int | None) -> int:
@@ -144,6 +145,7 @@ class Runner:
             record.skipped = error.message
             record.firings.clear()
         record.seconds = time.perf_counter() - started
+        record.permits = context.spent
         record.weight_bytes = bytes_read() - read
         record.notes += context.notes
         remaining = model.count_operators()

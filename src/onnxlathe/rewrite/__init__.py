@@ -24,6 +24,7 @@ from onnxlathe.rewrite.match import (
 from onnxlathe.rewrite.passes import Bytes, Option, Pass, make_pass, option
 from onnxlathe.rewrite.pattern import (
     COMMUTATIVE,
+    Pattern,
     PatternBuilder,
     any_of,
     attr,
@@ -32,7 +33,7 @@ from onnxlathe.rewrite.pattern import (
     optional,
     shared,
 )
-from onnxlathe.rewrite.rule import LocalRule, NodeRule, Rule, reject, require
+from onnxlathe.rewrite.rule import LocalRule, NodeRule, Rule, RuleSet, reject, require
 
 __all__ = [
     "COMMUTATIVE",
@@ -48,8 +49,10 @@ __all__ = [
     "NodeRule",
     "Option",
     "Pass",
+    "Pattern",
     "PatternBuilder",
     "Rule",
+    "RuleSet",
     "any_of",
     "attr",
     "attribute",

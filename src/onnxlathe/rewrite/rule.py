@@ -179,6 +179,43 @@ class NodeRule(LocalRule):
         return Attempt(_outputs(node, replacement), (node,))
 
 
+@dataclass(frozen=True)
+class RuleSet(LocalRule):
+    """Several rules under one name, for an identity that is best said in steps.
+
+    A normalization, say: its core, then a factor, then a summand that it can take in. To users, to the
+    pipeline text and to blame it is one rule. `steps` are tried in order; each may have its own `min_opset`.
+    """
+
+    steps: ClassVar[tuple[LocalRule, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.reach = max((s.depth if isinstance(s, Rule) else s.reach for s in cls.steps), default=2)
+
+    @functools.cached_property
+    def _by_operator(self) -> dict[tuple[str, str], list[LocalRule]]:
+        index: dict[tuple[str, str], list[LocalRule]] = {}
+        for step in self.steps:
+            for key in step.operators():
+                index.setdefault(key, []).append(step)
+        return index
+
+    def operators(self) -> Sequence[tuple[str, str]]:
+        return tuple(self._by_operator)
+
+    def attempt(self, node: ir.Node, op: Builder) -> Attempt:
+        reason = ""
+        for step in self._by_operator[node.domain, node.op_type]:
+            if step.min_opset > op.opset:
+                continue
+            attempt = step.attempt(node, op)
+            if attempt.outputs is not None:
+                return attempt
+            reason = attempt.reason or reason
+        return Attempt(None, reason=reason)
+
+
 def _tagged(pattern: Any) -> list[tuple[NodePattern, dict[str, int]]]:
     if isinstance(pattern, AnyOf):
         return [

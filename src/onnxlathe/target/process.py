@@ -54,6 +54,7 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._log: IO[bytes] | None = None
+        self._asked_at = 0  # size of the log when the current question was asked
         self._lock = threading.Lock()
 
     @property
@@ -80,21 +81,21 @@ class WorkerProcess:
     def close(self) -> None:
         """End the child. It holds nothing that is worth a polite goodbye."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        log, self._log = self._log, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+        if log is not None:
+            log.close()
 
     def _start(self) -> None:
         self.close()
-        self._log = tempfile.TemporaryFile(prefix="onnxlathe-target-")  # noqa: SIM115  (closed by close)
+        # "a": the child shares the file position, and writes at the end wherever we have read.
+        self._log = tempfile.TemporaryFile("a+b", prefix="onnxlathe-target-")  # noqa: SIM115  (close does)
         try:
             self._process = subprocess.Popen(
                 self.command,
@@ -114,6 +115,8 @@ class WorkerProcess:
     def _exchange(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdin is not None
+        assert self._log is not None
+        self._asked_at = self._log.seek(0, 2)
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
@@ -159,11 +162,11 @@ class WorkerProcess:
         )
 
     def _last_log(self) -> str:
-        """The last lines that the libraries printed, ready to follow a message."""
+        """The last lines that the libraries printed since the question, ready to follow a message."""
         if self._log is None:
             return ""
         size = self._log.seek(0, 2)
-        self._log.seek(max(0, size - _LOG_BYTES))
+        self._log.seek(max(self._asked_at, size - _LOG_BYTES))
         lines = self._log.read().decode(errors="replace").rstrip().splitlines()[-_LOG_LINES:]
         return "; its last messages:\n" + "\n".join("    " + line for line in lines) if lines else ""
 

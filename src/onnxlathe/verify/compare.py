@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from onnxlathe.errors import LatheError
+from onnxlathe.errors import LatheError, ModelError
 from onnxlathe.model import Model, load, save
 from onnxlathe.model.samples import VARIANTS, default_bindings, sample_inputs
 
@@ -37,6 +37,7 @@ class _Reference:
     inputs: Path
     outputs: Path
     dtypes: dict[str, str]
+    bases: dict[str, str]  # array → the output that it is (a part) of
     blank: list[str] = field(default_factory=list)
 
 
@@ -53,9 +54,9 @@ class Verifier:
         threads: of ONNX Runtime.
         progress: called with a short text before each step that may take long.
 
-    The original is run at the first `check` (or at `prepare`). Use it as a context manager, or `close` it: there
-    are a child process and a temporary folder to be cleaned up. A wrong binding or tolerance name raises
-    `UsageError`; whatever the models do ends up in the `Verdict`.
+    The original is run at the first `check` (or at `prepare`). Use it as a context manager, or `close` it:
+    there are a child process and a temporary folder to be cleaned up. A wrong binding or tolerance name
+    raises `UsageError`; whatever the models do ends up in the `Verdict`.
     """
 
     def __init__(
@@ -142,7 +143,11 @@ class Verifier:
                 variant = (
                     number % 2 if attempt == 0 else attempt + 1 if attempt < VARIANTS - 1 else 1 - number % 2
                 )
-                sizes = default_bindings(model, variant, given=self._bindings)
+                try:
+                    sizes = default_bindings(model, variant, given=self._bindings)
+                except ModelError as error:  # inputs that are no tensors
+                    failures.append(error.message)
+                    break
                 label = ", ".join([f"seed {seed}", *(f"{k}={v}" for k, v in sizes.items())])
                 if (seed, label) in tried:
                     continue
@@ -171,10 +176,11 @@ class Verifier:
         elif failures:
             self._notes += [f"the original could not be run on inputs made up for it: {f}" for f in failures]
         for name in {n for r in references for n in r.blank if all(n in q.blank for q in references)}:
+            base = references[0].bases.get(name, name)
             self._unchecked.setdefault(
-                name,
+                base,
                 Unchecked(
-                    name,
+                    base,
                     "the original gives nothing but NaN and infinity there, on every feed",
                     hint="give inputs of your own with --data",
                 ),
@@ -191,7 +197,9 @@ class Verifier:
             return failure
         shapes = {name: list(array.shape) for name, array in inputs.items()}
         self._references.append(
-            _Reference(Feed(label, shapes), feed, outputs, answer["outputs"], answer["blank"])
+            _Reference(
+                Feed(label, shapes), feed, outputs, answer["outputs"], answer["bases"], answer["blank"]
+            )
         )
         return None
 
@@ -201,8 +209,8 @@ class Verifier:
         """Compare `optimized` with the original.
 
         Returns:
-            The verdict. Operators that ONNX Runtime lacks leave the outputs that depend on them unchecked; any
-            other reason why the optimized model cannot be run while the original can is a difference.
+            The verdict. Operators that ONNX Runtime lacks leave the outputs that depend on them unchecked;
+            any other reason why the optimized model cannot be run while the original can is a difference.
         """
         start = time.perf_counter()
         self.prepare()
@@ -230,24 +238,28 @@ class Verifier:
         if failure is not None:
             self._blame(failure, unchecked, verdict)
             return
-        expected = {name for name in references[0].dtypes if _base(name) not in unchecked}
-        missing = sorted({_base(n) for n in expected} - set(interface["outputs"]))
+        expected = {base for base in references[0].bases.values() if base not in unchecked}
+        lost = sorted(expected - set(interface["outputs"]))
+        new = sorted(set(interface["outputs"]) - expected - unchecked.keys())
         with store.Stored(references[0].inputs) as stored:
             gone = sorted(set(stored) - set(interface["inputs"]))
             extra = sorted(set(interface["inputs"]) - set(stored))
-        for what, names in (("output", missing), ("input", gone)):
-            if names:
-                verdict.error = f"the optimized model has no {what} {names[0]!r}"
-                return
+        if lost or gone:
+            what = f"output {lost[0]!r}" if lost else f"input {gone[0]!r}"
+            verdict.error = f"the optimized model has no {what}, which the original has"
+            return
+        if new:
+            verdict.error = f"the optimized model has an output {new[0]!r} that the original lacks"
+            return
         if extra and len(extra) > self._optional(optimized, extra):
             verdict.error = f"the optimized model has an input {extra[0]!r} that the original lacks"
             return
         for number, reference in enumerate(references):
             self._progress(f"comparing on {reference.feed.label}")
             tolerances = {
-                name: asdict(self._tolerances.of(_base(name), dtype, through=self._through.get(_base(name))))
+                name: asdict(self._tolerances.of(base, dtype, through=self._through.get(base)))
                 for name, dtype in reference.dtypes.items()
-                if _base(name) not in unchecked
+                if (base := reference.bases[name]) not in unchecked
             }
             found = self._runtime.compare(reference.inputs, reference.outputs, number, tolerances)
             verdict.comparisons += [msgspec.convert(c, Comparison) for c in found]
@@ -266,6 +278,41 @@ class Verifier:
             verdict.error = f"the optimized model cannot be run{where}: {failure.message}"
         else:
             unchecked[""] = _why_not("the optimized model", failure)
+
+    def inputs(self, feed: int = 0) -> dict[str, np.ndarray]:
+        """The inputs of a feed, as the original was run on them."""
+        self.prepare()
+        if not self._references:
+            return {}
+        with store.Stored(self._references[feed].inputs) as stored:
+            return {name: stored[name] for name in stored}
+
+    def record(self, model: Model, names: Sequence[str], feed: int = 0) -> dict[str, np.ndarray]:
+        """What values inside of `model`, which takes the original's inputs, hold on a feed.
+
+        Raises:
+            LatheError: the model cannot be run, or has no such value in its main graph.
+        """
+        fed = self.inputs(feed)
+        found = {name: fed[name] for name in names if name in fed}
+        asked = [name for name in names if name not in found]
+        if not asked or not self._references:
+            return found
+        probe = model.clone()
+        values = {v.name: v for node in probe.graph for v in node.outputs}
+        if any(name not in values for name in asked):
+            raise LatheError(f"the model has no value {next(n for n in asked if n not in values)!r}")
+        probe.graph.outputs.clear()
+        probe.graph.outputs.extend(values[name] for name in asked)
+        path = self._folder / "recorded.npz"
+        try:
+            self._runtime.open(self._as_file(probe))
+            self._runtime.run(self._references[feed].inputs, path)
+            self._runtime.close()
+        except RuntimeFailure as failure:
+            raise LatheError(f"values inside of the model could not be recorded: {failure.message}") from None
+        with store.Stored(path) as stored:
+            return found | {name: stored[name] for name in asked}
 
     # --- Both ------------------------------------------------------------------------------------------
 
@@ -314,11 +361,6 @@ class Verifier:
                 shutil.rmtree(old, ignore_errors=True)
         save(source, folder / "model.onnx")
         return folder / "model.onnx"
-
-
-def _base(name: str) -> str:
-    """The output that an array is a part of: ``y[0]`` and ``y.length`` are of ``y``."""
-    return name
 
 
 def _lacking(output: str, operator: str, node: str) -> Unchecked:

@@ -13,7 +13,6 @@ from .tolerance import EXACT, Tolerance
 from .verdict import Comparison
 
 _PIECE = 1 << 20  # elements looked at at a time
-_MIN_SLICE = 64  # elements a slice needs for its root mean square to mean something
 
 
 def dtype_name(array: np.ndarray) -> str:
@@ -74,33 +73,15 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return np.atleast_1d(array)
 
 
-def _scales(expected: np.ndarray) -> list[np.ndarray]:
-    """Root mean squares of b: of the whole, and per slice of each axis, shaped to broadcast against it."""
-    total = expected.size
-    squares = np.zeros(()) if total == 0 else _sum_squares(expected, None) / total
-    scales = [np.sqrt(squares).reshape((1,) * expected.ndim)]
-    for axis, length in enumerate(expected.shape):
-        if length > 1 and total // length >= _MIN_SLICE:
-            shape = [1] * expected.ndim
-            shape[axis] = length
-            scales.append(np.sqrt(_sum_squares(expected, axis) / (total // length)).reshape(shape))
-    return scales
-
-
-def _sum_squares(array: np.ndarray, axis: int | None) -> np.ndarray:
-    """Sum of squares of the finite elements over all axes but `axis`, in double precision."""
-    result = np.zeros(() if axis is None else array.shape[axis])
-    others = None if axis is None else tuple(a for a in range(array.ndim) if a != axis)
-    rows = _rows_at_once(array)
+def _root_mean_square(array: np.ndarray) -> float:
+    """Of the finite elements, in double precision."""
+    squares, finite, rows = 0.0, 0, _rows_at_once(array)
     for start in range(0, len(array), rows):
         piece = array[start : start + rows].astype(np.float64)
-        piece[~np.isfinite(piece)] = 0.0
-        np.square(piece, out=piece)
-        if axis == 0:
-            result[start : start + rows] = piece.sum(axis=others)
-        else:
-            result += piece.sum(axis=others)
-    return result
+        good = np.isfinite(piece)
+        finite += int(np.count_nonzero(good))
+        squares += float(np.square(piece, where=good, out=np.zeros_like(piece)).sum())
+    return math.sqrt(squares / max(1, finite))
 
 
 def _rows_at_once(array: np.ndarray) -> int:
@@ -110,7 +91,7 @@ def _rows_at_once(array: np.ndarray) -> int:
 def _measure(result: Comparison, expected: np.ndarray, actual: np.ndarray) -> None:
     """Fill in the numbers."""
     tolerance = result.tolerance
-    scales = _scales(expected) if tolerance.rtol else []
+    scale = _root_mean_square(expected) if tolerance.rtol else 0.0
     rows = _rows_at_once(expected)
     total = squared = norm = norm_actual = dot = 0.0
     worst: tuple[float, int] = (-1.0, 0)  # excess, flat index
@@ -127,12 +108,7 @@ def _measure(result: Comparison, expected: np.ndarray, actual: np.ndarray) -> No
             a[~finite] = 0.0
             difference = np.abs(a - b)
             size = np.abs(b)
-            allowed = np.full(b.shape, tolerance.atol)
-            if tolerance.rtol:
-                scale = scales[0]
-                for s in scales[1:]:
-                    scale = np.minimum(scale, s if s.shape[0] == 1 else s[start : start + rows])
-                allowed += tolerance.rtol * np.maximum(size, scale)
+            allowed = tolerance.atol + tolerance.rtol * np.maximum(size, scale)
             excess = np.where(difference > 0, difference / allowed, 0.0)
             relative = np.where(size > 0, difference / size, 0.0)
             if excess.size and (high := float(excess.max())) > worst[0]:

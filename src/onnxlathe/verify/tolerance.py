@@ -6,10 +6,9 @@ With b the original's output and a the optimized model's, every element must sat
 
     |a - b| <= atol + rtol * max(|b|, scale)
 
-``scale`` is the root mean square of b around the element: the smallest of those of the slices it lies in
-(its row, its channel, …; slices of fewer than 64 elements do not count) and of the whole tensor. Rounding
-errors of a sum are as large as its terms, not as its result, so an element close to zero among large ones may
-not be held to its own size; and scores beside box coordinates may not hide behind those.
+``scale`` is the root mean square of b. Rounding errors of a sum are as large as its terms, not as its result:
+an element close to zero among large ones (a channel that ReLU closed, a class nobody voted for) may not be
+held to its own size.
 
 The whole tensor must also satisfy ``‖a - b‖ <= norm * ‖b‖``. Rounding errors are scattered and stay far below
 the largest of them; a wrong formula (GELU's tanh form for its erf form) moves everything a little, and shows.

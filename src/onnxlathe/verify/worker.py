@@ -5,7 +5,7 @@ on standard output, one JSON object a line; tensors travel through files (see `s
 time::
 
     {"do": "open", "model": PATH, "threads": 2}          → {"inputs": […], "outputs": […]}
-    {"do": "run", "feed": PATH, "save": PATH}            → {"outputs": […], "blank": […]}
+    {"do": "run", "feed": PATH, "save": PATH}            → {"outputs": {…}, "bases": {…}, "blank": […]}
     {"do": "compare", "feed": PATH, "expected": PATH, "index": 0, "tolerances": {output: {…}}}
                                                          → {"comparisons": […]}
     {"do": "close"}                                      → {}
@@ -102,8 +102,10 @@ def _runner_class() -> type:
                 values = self.sess.run(None, feed_dict)
             self.inference_time = 0.0
             flat: OrderedDict[str, np.ndarray] = OrderedDict()
+            self.bases: dict[str, str] = {}  # array → the output that it is a part of
             for output, value in zip(self.sess.get_outputs(), values, strict=True):
                 _flatten(output.name, value, flat)
+                self.bases |= {name: output.name for name in flat if name not in self.bases}
             return flat
 
     return Runner
@@ -191,11 +193,16 @@ class Worker:
         return outputs
 
     def do_run(self, feed: str, save: str) -> dict[str, Any]:
-        """Run on a feed and keep the outputs. ``blank``: outputs without a single finite number."""
+        """Run on a feed and keep the outputs.
+
+        The answer holds the arrays' types, the output that each is (a part) of, and which are ``blank``:
+        without a single finite number.
+        """
         outputs = self._infer(feed)
         store.write(Path(save), outputs)
         return {
             "outputs": {name: metrics.dtype_name(array) for name, array in outputs.items()},
+            "bases": self._runner.bases,
             "blank": [name for name, array in outputs.items() if _is_blank(array)],
         }
 

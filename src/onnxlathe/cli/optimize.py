@@ -1,0 +1,282 @@
+"""`optimize MODEL`: the main job."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxlathe.cli.options import comparison_options, plugin_option
+
+if TYPE_CHECKING:
+    from onnxlathe.api import Result, VerifyOptions
+    from onnxlathe.model import Model
+    from onnxlathe.pipeline import Recipe, StepRecord
+
+# A model that this program wrote says so; its default output may be replaced without asking.
+PRODUCED = "onnxlathe.pipeline"
+
+
+@click.command(short_help="Optimize a model.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Where to save; MODEL.opt.onnx if left out."
+)
+@click.option("--in-place", is_flag=True, help="Save over MODEL.")
+@click.option(
+    "--passes", metavar="PIPELINE", help="What to run: shapes,fold,fuse(-conv_bn),fixpoint(tidy) or a preset."
+)
+@click.option(
+    "--recipe", "recipe_path", type=click.Path(path_type=Path), help="TOML file with a pipeline and options."
+)
+@plugin_option
+@click.option("--disable", multiple=True, metavar="NAME", help="Leave out a pass or rule wherever it occurs.")
+@comparison_options
+@click.option("--freeze", is_flag=True, help="Write the sizes of --shape and --dim into the model.")
+@click.option("--no-verify", is_flag=True, help="Do not compare the result with the original.")
+@click.option(
+    "--on-mismatch",
+    type=click.Choice(["fail", "skip"]),
+    help="A wrong pass ends the run (fail), or is left out (skip).",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="The same for a plugin's pass that raises.",
+)
+@click.option(
+    "--external-data/--single-file",
+    default=None,
+    help="Weights beside the model, or in it. As MODEL has them if left out.",
+)
+@click.option("--report", type=click.Path(path_type=Path), help="Write everything as JSON.")
+@click.option(
+    "--stats",
+    type=click.Choice(["table", "json", "none"]),
+    default="table",
+    show_default=True,
+    help="How to show what the passes did.",
+)
+@click.option(
+    "--print-after",
+    multiple=True,
+    metavar="PASS",
+    help="Print the graph after a pass (or `all`, or `changed`).",
+)
+@click.option(
+    "--dump-after", multiple=True, metavar="PASS", help="Save the model after a pass, beside the output."
+)
+@click.option("--paranoid", is_flag=True, help="Check the graph's invariants after every pass.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print repairs and remarks of the passes as well.")
+def optimize_command(**options: Any) -> int:
+    """Optimize MODEL, prove that it computes the same, and save it.
+
+    \b
+    optimize model.onnx --passes fold,fuse
+    optimize model.onnx -o small.onnx --dim batch=4 --report report.json
+
+    Exit code 0: done and nothing found to differ; 1: verification failed; 2: wrong usage or bad model.
+    """
+    return _Job(options).run()
+
+
+class _Job:
+    """One run of the main command; its options by name."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.source: Path = options["model"]
+        self.notes: list[str] = []
+        self.dumped: list[Path] = []
+        self.started = time.perf_counter()
+
+    def run(self) -> int:
+        from onnxlathe.api import Mismatch, optimize
+        from onnxlathe.cli.options import registry_with
+        from onnxlathe.cli.output import complain, progress
+        from onnxlathe.errors import UsageError
+        from onnxlathe.model import load, save
+
+        options = self.options
+        recipe = self.recipe()
+        if options["no_verify"] and (options["data"] or options["atol"] or options["rtol"]):
+            raise UsageError("--no-verify excludes --data, --atol and --rtol", hint="leave one of them out")
+        registry = registry_with([*recipe.plugins, *options["plugins"]])
+        with progress(quiet=options["quiet"]) as say:
+            say(f"loading {self.source.name}")
+            model = load(self.source)
+            output = self.output(model)
+            frozen = self.freeze(model)
+            verify = False if options["no_verify"] else self.verify_options(model)
+            try:
+                result = optimize(
+                    model,
+                    options["passes"] or recipe.passes,
+                    verify=verify,
+                    # The file is the truth, but for sizes that the user had written into the model.
+                    original=None if frozen else self.source,
+                    on_mismatch=options["on_mismatch"] or recipe.on_mismatch,
+                    registry=registry,
+                    named=recipe.pipelines,
+                    disabled=options["disable"],
+                    paranoid=options["paranoid"],
+                    on_error=options["on_error"],
+                    reproducer=Path(f"onnxlathe-repro-{self.source.stem}"),
+                    command_options=[w for p in options["plugins"] for w in ("--plugin", _from_inside(p))],
+                    before_step=say,
+                    after_step=self.after_step,
+                    progress=say,
+                )
+            except Mismatch as mismatch:
+                self.finish(mismatch.result, None)
+                complain(mismatch.message, mismatch.hint)
+                return mismatch.exit_code
+            say(f"saving {output.name}")
+            result.model.ir.metadata_props[PRODUCED] = result.pipeline
+            save(result.model, output, in_place=options["in_place"], external=options["external_data"])
+        self.finish(result, output)
+        return 0
+
+    def recipe(self) -> Recipe:
+        from onnxlathe.pipeline import Recipe, load_recipe
+
+        path = self.options["recipe_path"]
+        recipe = load_recipe(path) if path is not None else Recipe()
+        for name in ("shapes", "dims", "atol", "rtol"):
+            self.options[name] = self.options[name] or getattr(recipe, name)
+        self.options["freeze"] = self.options["freeze"] or recipe.freeze
+        return recipe
+
+    def output(self, model: Model) -> Path:
+        """Where to save; decided before the work, so that a refusal costs nothing."""
+        from onnxlathe.errors import LatheError, UsageError
+
+        chosen: Path | None = self.options["output"]
+        if self.options["in_place"]:
+            if chosen is not None:
+                raise UsageError("--in-place and --output exclude each other", hint="leave one of them out")
+            return self.source
+        if chosen is not None:
+            if not chosen.parent.is_dir():
+                raise LatheError(f"there is no folder '{chosen.parent}'", hint="create it, or save elsewhere")
+            if chosen.is_dir():
+                return chosen / self.source.name
+            if chosen.exists() and chosen.samefile(self.source):
+                raise UsageError(
+                    f"'{chosen}' is the model itself", hint="use --in-place to save over it, or another name"
+                )
+            return chosen
+        default = self.source.with_name(f"{self.source.stem}.opt.onnx")
+        if default.exists() and not _is_ours(default):
+            raise UsageError(
+                f"'{default}' exists and was not written by this program",
+                hint="say where to save with -o, which overwrites",
+            )
+        return default
+
+    def freeze(self, model: Model) -> bool:
+        if not self.options["freeze"]:
+            return False
+        from onnxlathe.cli.options import bindings_of
+        from onnxlathe.errors import UsageError
+        from onnxlathe.model.shapes import freeze
+
+        bindings = bindings_of(model, self.options["shapes"], self.options["dims"])
+        if not bindings:
+            raise UsageError("--freeze has nothing to freeze", hint="give sizes with --shape or --dim")
+        freeze(model, bindings)
+        self.options["shapes"], self.options["dims"] = (), ()
+        return True
+
+    def verify_options(self, model: Model) -> VerifyOptions:
+        from onnxlathe.cli.options import verify_options
+
+        names = ("shapes", "dims", "data", "seeds", "atol", "rtol", "timeout")
+        return verify_options(model, **{n: self.options[n] for n in names}, notes=self.notes)
+
+    def after_step(self, record: StepRecord, model: Model) -> None:
+        names = {record.name, record.name.partition(":")[0], *record.passes}
+        wanted = self.options["print_after"]
+        if names & set(wanted) or "all" in wanted or ("changed" in wanted and record.changes):
+            from onnxlathe.report.graph_text import model_text
+
+            click.echo(f"# after {record.name}")
+            click.echo(model_text(model))
+        if names & {*self.options["dump_after"]} or "all" in self.options["dump_after"]:
+            from onnxlathe.model import save
+
+            base = self.options["output"] or self.source
+            number = len(self.dumped) + 1
+            path = base.with_name(f"{base.stem}.{number:02d}-{record.name.replace(':', '-')}.onnx")
+            save(model, path)
+            self.dumped.append(path)
+
+    def finish(self, result: Result, output: Path | None) -> None:
+        """Tell the user, and write the report."""
+        from onnxlathe.cli.output import out
+
+        seconds = time.perf_counter() - self.started
+        if self.options["report"] is not None:
+            self.write_report(result, output, seconds)
+        quiet = self.options["quiet"]
+        if self.options["stats"] == "json":
+            import msgspec
+
+            steps = [step.to_dict() for step in result.steps]
+            click.echo(msgspec.json.format(msgspec.json.encode(steps), indent=2).decode())
+            return
+        if quiet or self.options["stats"] == "none":
+            return
+        from rich.markup import escape
+
+        from onnxlathe.report.terminal import show_notes, show_result
+
+        console = out()
+        show_result(console, result, source=self.source, output=output, seconds=seconds)
+        for path in self.dumped:
+            console.print(f"dumped  {escape(str(path))}")
+        for note in self.notes:
+            console.print(f"[dim]{escape(note)}[/]")
+        if result.model.repairs or self.options["verbose"]:
+            show_notes(console, result)
+
+    def write_report(self, result: Result, output: Path | None, seconds: float) -> None:
+        from onnxlathe import __version__
+        from onnxlathe.cli.options import write_json
+
+        def file(path: Path | None) -> dict[str, Any] | None:
+            if path is None or not path.exists():
+                return None
+            return {"path": str(path), "bytes": path.stat().st_size}
+
+        write_json(
+            self.options["report"],
+            {
+                "schema": 1,
+                "version": __version__,
+                "input": file(self.source),
+                "output": file(output),
+                "seconds": round(seconds, 3),
+                **result.to_dict(),
+            },
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    from onnxlathe.errors import LatheError
+    from onnxlathe.model import load
+
+    try:
+        return PRODUCED in load(path).ir.metadata_props
+    except LatheError:
+        return False
+
+
+def _from_inside(plugin: str) -> str:
+    """A plugin's path as the reproducer's folder sees it."""
+    return str(Path(plugin).resolve()) if plugin.partition(":")[0].endswith(".py") else plugin

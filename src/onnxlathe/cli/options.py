@@ -1,0 +1,127 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from onnxlathe.api import VerifyOptions
+    from onnxlathe.model import Model
+    from onnxlathe.pipeline import Registry
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_COMPARISON: Sequence[Decorator] = (
+    click.option(
+        "--shape", "shapes", multiple=True, metavar="INPUT:SHAPE",
+        help="Shape of an input: x:2x3x224x224, x:2,3,224,224 or x:[2,3,224,224].",
+    ),
+    click.option(
+        "--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic dimension: batch=4."
+    ),
+    click.option(
+        "--data", metavar="PATH",
+        help="Your own inputs: .npz, a folder of .npy, Polygraphy JSON, or a script.py[:load_data].",
+    ),
+    click.option(
+        "--seeds", type=click.IntRange(1), default=2, show_default=True,
+        help="How many sets of inputs to make up.",
+    ),
+    click.option("--atol", multiple=True, metavar="[OUTPUT:]NUMBER", help="Absolute tolerance."),
+    click.option("--rtol", multiple=True, metavar="[OUTPUT:]NUMBER", help="Relative tolerance."),
+    click.option(
+        "--timeout", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
+        help="Seconds that running a model once may take.",
+    ),
+)  # fmt: skip
+
+
+def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the options that say how two models are compared."""
+    for decorate in reversed(_COMPARISON):
+        command = decorate(command)
+    return command
+
+
+plugin_option = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE.py|MODULE[:NAME]",
+    help="Passes that are not installed.",
+)
+
+
+def bindings_of(model: Model, shapes: Sequence[str], dims: Sequence[str]) -> dict[str, int]:
+    """Sizes of symbolic dimensions as `--shape` and `--dim` say."""
+    if not shapes and not dims:
+        return {}
+    from onnxlathe.model.shapes import input_specs, resolve
+
+    return resolve(input_specs(model), shapes=shapes, dims=dims)
+
+
+def verify_options(
+    model: Model,
+    *,
+    shapes: Sequence[str],
+    dims: Sequence[str],
+    data: str | None,
+    seeds: int,
+    atol: Sequence[str],
+    rtol: Sequence[str],
+    timeout: float,
+    notes: list[str],
+) -> VerifyOptions:
+    """How to compare, from the options of the command line. Remarks on the user's data go to `notes`."""
+    from onnxlathe.api import VerifyOptions
+    from onnxlathe.verify import Tolerances, parse_tolerance
+
+    feeds = None
+    if data is not None:
+        from onnxlathe.model.data import load_feeds
+        from onnxlathe.model.shapes import input_specs
+
+        feeds = list(load_feeds(data, input_specs(model), notes=notes))
+    return VerifyOptions(
+        feeds=feeds,
+        seeds=tuple(range(seeds)),
+        bindings=bindings_of(model, shapes, dims),
+        tolerances=Tolerances(atol=parse_tolerance(atol, "--atol"), rtol=parse_tolerance(rtol, "--rtol")),
+        timeout=timeout,
+    )
+
+
+def registry_with(plugins: Sequence[str]) -> Registry:
+    """All installed passes and those of `--plugin`."""
+    from onnxlathe.cli.output import complain
+    from onnxlathe.pipeline import Registry
+
+    registry = Registry.standard()
+    for problem in registry.problems:
+        complain(problem, "the plugin's passes are not available in this run")
+    for plugin in plugins:
+        registry.add_plugin(plugin)
+    return registry
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a report, all of it or nothing."""
+    import os
+    import tempfile
+
+    import msgspec
+
+    from onnxlathe.errors import LatheError
+
+    text = msgspec.json.format(msgspec.json.encode(data), indent=2)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent or ".", prefix=".report-", delete=False) as file:
+            file.write(text + b"\n")
+        os.replace(file.name, path)
+    except OSError as error:
+        raise LatheError(f"cannot write the report '{path}': {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""What people and programs are told: tables for the terminal, JSON for scripts, graphs as text."""

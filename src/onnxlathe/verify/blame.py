@@ -1,0 +1,118 @@
+"""Which change made the model wrong.
+
+Bisection as in LLVM's `-opt-bisect-limit`: the pipeline is deterministic, so running it again with fewer
+steps, and then with fewer changes in the last step, finds the first change after which the model computes
+something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxlathe.model import Model
+from onnxlathe.pipeline import Budget, StepRecord
+from onnxlathe.rewrite import Firing
+
+Attempt = Callable[[Budget], tuple[Model, Sequence[StepRecord]]]
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """The change that a verification blames.
+
+    Attributes:
+        rule: name of the pass or rule; what to leave out.
+        step: the step of the pipeline that it ran in.
+        before: names of the nodes that it replaced; empty where only the pass is known.
+        after: names of the nodes that it made.
+        right: how much of the pipeline still computes the original's function.
+        wrong: how much of it no longer does; one change more.
+    """
+
+    rule: str
+    step: str
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    right: Budget = field(default_factory=Budget)
+    wrong: Budget = field(default_factory=Budget)
+
+    def sentence(self) -> str:
+        """What happened, for the user."""
+        pass_ = f"'{self.rule}'" + (f" (in '{self.step}')" if self.step != self.rule else "")
+        if not self.before:
+            return f"the pass {pass_} changes what the model computes"
+        made = f" into {_some(self.after)}" if self.after else ""
+        return f"{pass_} changes what the model computes where it turns {_some(self.before)}{made}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for a report."""
+        return {
+            "rule": self.rule,
+            "step": self.step,
+            "before": list(self.before),
+            "after": list(self.after),
+            "sentence": self.sentence(),
+        }
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{n}'" for n in names[:4])
+    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def find_culprit(attempt: Attempt, is_wrong: Callable[[Model], bool], units: int) -> Culprit | None:
+    """Find the first change after which the model is wrong.
+
+    Args:
+        attempt: runs the pipeline over a fresh copy of the original within a budget.
+        is_wrong: whether a model differs from the original.
+        units: how many units the whole pipeline ran, after which the model is wrong.
+
+    Returns:
+        The culprit, or `None` where no step makes a difference (the original does not agree with itself).
+    """
+
+    def wrong(budget: Budget) -> bool:
+        return is_wrong(attempt(budget)[0])
+
+    if units < 1 or wrong(Budget(units=0)):
+        return None
+    unit = _first(lambda n: wrong(Budget(units=n)), units)
+    _, records = attempt(Budget(units=unit))
+    record = records[-1]
+    whole = Culprit(
+        record.passes[0] if len(record.passes) == 1 else record.name,
+        record.name,
+        right=Budget(units=unit - 1),
+        wrong=Budget(units=unit),
+    )
+    if record.permits < 1 or wrong(Budget(unit, 0)):
+        return whole
+    change = _first(lambda n: wrong(Budget(unit, n)), record.permits)
+    _, records = attempt(Budget(unit, change))
+    firings: list[Firing] = records[-1].firings
+    if not firings:
+        return whole
+    last = firings[-1]
+    return Culprit(
+        last.rule,
+        record.name,
+        last.before,
+        last.after,
+        right=Budget(unit, change - 1),
+        wrong=Budget(unit, change),
+    )
+
+
+def _first(holds: Callable[[int], bool], end: int) -> int:
+    """The first number in 1…end for which `holds`, given that it does for `end` and not for 0."""
+    low, high = 0, end
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle
+    return high
