@@ -64,7 +64,11 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
 
 
 def assert_same(
-    before: onnx.ModelProto, after: onnx.ModelProto, *feeds: Mapping[str, Array], rtol: float = 1e-4, atol: float = 1e-5
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    *feeds: Mapping[str, Array],
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
 ) -> None:
     """Both models give the same outputs for each of `feeds`."""
     for feed in feeds:

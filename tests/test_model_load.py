@@ -737,6 +737,10 @@ def test_attributes(file) -> None:
     assert load(file(made)).graph[0].attributes["axis"].value == 1
     made.graph.node[0].attribute.append(made.graph.node[0].attribute[0])
     refused(file(made), "'s'", "'axis'")
+    for kind in (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH):
+        made = model([node("Foo", ["x"], ["y"], "s")])
+        made.graph.node[0].attribute.add(name="empty", type=kind)
+        refused(file(made), "'empty'", "'s'", "no value")
     made = model([node("", ["x"], ["y"], "s")])
     refused(file(made), "no operator")
 

@@ -6,19 +6,92 @@ the members of a group are tried.
 """
 
 from onnxlathe.rewrite import Pass
+from onnxlathe_passes.affine import Bias, InputScale, Scale
+from onnxlathe_passes.batchnorm import ConvBatchNorm
+from onnxlathe_passes.casts import CastChain, NoopCast
+from onnxlathe_passes.clamps import ClampChain
+from onnxlathe_passes.concats import ConcatChain, ConcatEmpty
+from onnxlathe_passes.constant_chains import OffsetChain, ScaleChain
+from onnxlathe_passes.cse import CommonSubexpressions
+from onnxlathe_passes.dead import Dead
+from onnxlathe_passes.dedup import Dedup
 from onnxlathe_passes.fold import Fold
 from onnxlathe_passes.gelu import Gelu
+from onnxlathe_passes.gemm import GemmFactors, GemmTranspose, MatMulAdd
 from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
+from onnxlathe_passes.identity import Dropout, Identity
 from onnxlathe_passes.layernorm import LayerNorm
 from onnxlathe_passes.mish import Mish
+from onnxlathe_passes.neutral import Neutral, SingleOperand, WhereChosen
+from onnxlathe_passes.noop_views import (
+    NoopPad,
+    NoopResize,
+    NoopSlice,
+    NoopSplit,
+    NoopTranspose,
+    NoopView,
+    SplitConcat,
+)
+from onnxlathe_passes.opset import Opset
+from onnxlathe_passes.pad import PadInto
+from onnxlathe_passes.pad_chain import PadChain
+from onnxlathe_passes.reductions import NoopReduce, ReduceChain, ReduceKeepdims
+from onnxlathe_passes.repeated import Idempotent, Involution
 from onnxlathe_passes.rmsnorm import RMSNorm
+from onnxlathe_passes.sequences import Sequences
 from onnxlathe_passes.shapes import Shapes
+from onnxlathe_passes.slices import SliceChain
 from onnxlathe_passes.softplus import Softplus
 from onnxlathe_passes.swish import Swish
+from onnxlathe_passes.transposes import TransposeAround, TransposeChain
+from onnxlathe_passes.views import SqueezeChain, ViewChain
 
 PASSES: list[type[Pass]] = [
     Shapes,
+    Opset,
     Fold,
+    Sequences,
+    Identity,
+    Dropout,
+    NoopCast,
+    NoopView,
+    NoopTranspose,
+    NoopSlice,
+    NoopPad,
+    NoopSplit,
+    NoopResize,
+    NoopReduce,
+    Neutral,
+    SingleOperand,
+    WhereChosen,
+    Idempotent,
+    Involution,
+    CastChain,
+    ClampChain,
+    ScaleChain,
+    OffsetChain,
+    TransposeChain,
+    TransposeAround,
+    SqueezeChain,
+    ReduceKeepdims,
+    ViewChain,
+    SliceChain,
+    ConcatEmpty,
+    ConcatChain,
+    SplitConcat,
+    PadChain,
+    ReduceChain,
+    Dedup,
+    CommonSubexpressions,
+    Dead,
+    PadInto,
+    ConvBatchNorm,
+    Bias,
+    Scale,
+    InputScale,
+    MatMulAdd,
+    GemmTranspose,
+    GemmFactors,
     LayerNorm,
     RMSNorm,
     Gelu,

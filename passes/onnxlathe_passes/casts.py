@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
@@ -67,7 +68,7 @@ class NoopCast(NodeRule):
 
     visits = ("Cast", "CastLike")
 
-    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+    def visit(self, op: Builder, node: ir.Node) -> Any:
         x = node.inputs[0]
         if x is None or x.dtype is None:
             return None
@@ -100,7 +101,7 @@ class CastChain(NodeRule):
 
     visits = ("Cast",)
 
-    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+    def visit(self, op: Builder, node: ir.Node) -> Any:
         inner = producer(node.inputs[0], "Cast")
         x = inner.inputs[0] if inner is not None else None
         if inner is None or x is None or x.dtype is None:
@@ -110,5 +111,7 @@ class CastChain(NodeRule):
             return None
         if to == x.dtype:
             return x
-        options = {k: attribute(node, k, op.opset) for k in ("saturate", "round_mode") if k in node.attributes}
-        return op.Cast(x, to=int(to), **options)  # type: ignore[no-any-return]
+        options = {
+            k: attribute(node, k, op.opset) for k in ("saturate", "round_mode") if k in node.attributes
+        }
+        return op.Cast(x, to=int(to), **options)

@@ -46,8 +46,15 @@ def broadcasts_into(small: ir.Value, large: ir.Value) -> bool:
 
 
 def used_once(value: ir.Value) -> bool:
-    """Whether a single input of a single node needs the value, so that a rewrite can make it go away."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
+    """Whether a single input of a single node needs the value, so that a rewrite can make it go away.
+
+    That node must be in the graph that computes the value: work is not to be moved into a loop.
+    """
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return False
+    made_by = value.producer()
+    return made_by is None or next(iter(uses)).node.graph is made_by.graph
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:

@@ -211,8 +211,10 @@ def _slice(a: _Attributes, x: Array, *given: Array | None) -> Array:
         start, end = starts[i], ends[i]
         size = x.shape[axis]
         if step < 0:
+            if end >= np.iinfo(np.int64).max:
+                raise ValueError("ONNX Runtime and the specification differ on this end")
             # Python reads -1 as the last element; ONNX clamps to "before the first".
-            start = min(start + size if start < 0 else start, size - 1)
+            start = min(max(start + size if start < 0 else start, 0), size - 1)
             end = max(end + size if end < 0 else end, -1)
             index[axis] = slice(start, None if end < 0 else end, step)
         else:
@@ -227,13 +229,46 @@ def _split(a: _Attributes, x: Array, split: Array | None = None) -> list[Array]:
     return np.split(x, np.cumsum(sizes)[:-1], axis=a.axis)  # type: ignore[arg-type]
 
 
+def _along(parameter: Array, rank: int, axis: int) -> Array:
+    """A scale or zero point, per tensor or per channel, in the shape that broadcasts to the tensor."""
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if parameter.ndim != 1:
+        raise TypeError("blocked quantization is left alone")
+    shape = [1] * rank
+    shape[axis] = -1
+    return parameter.reshape(shape)
+
+
+def _quantize(a: _Attributes, x: Array, scale: Array, zero: Array | None = None) -> Array:
+    wanted = zero.dtype if zero is not None else np.dtype(np.uint8)
+    if wanted not in (np.int8, np.uint8):
+        raise TypeError("only 8-bit integers are quantized here")
+    axis = a.axis if a.axis is not None else 1
+    offset = _along(zero, x.ndim, axis).astype(np.int32) if zero is not None else 0
+    limits = np.iinfo(wanted)
+    return np.clip(np.rint(x / _along(scale, x.ndim, axis)) + offset, limits.min, limits.max).astype(wanted)
+
+
+def _dequantize(a: _Attributes, x: Array, scale: Array, zero: Array | None = None) -> Array:
+    if x.dtype not in (np.int8, np.uint8, np.int32):
+        raise TypeError("only integers of 8 and 32 bits are dequantized here")
+    axis = a.axis if a.axis is not None else 1
+    offset = _along(zero, x.ndim, axis).astype(np.int32) if zero is not None else 0
+    return (x.astype(np.int32) - offset).astype(scale.dtype) * _along(scale, x.ndim, axis)  # type: ignore[no-any-return]
+
+
 def _cast_to(a: _Attributes, x: Array) -> Array:
     wanted = ir.DataType(a.to)
-    if x.dtype.kind in "OSU" or wanted == ir.DataType.STRING or wanted.bitwidth < 8:
-        raise TypeError("casts of strings and 4-bit types are left alone")
-    if wanted.name.startswith("FLOAT8"):
-        raise TypeError("casts to float8 saturate by their own rules")
-    return x.astype(wanted.numpy())
+    if wanted == ir.DataType.STRING or wanted.bitwidth < 8 or wanted.name.startswith("FLOAT8"):
+        raise TypeError("casts to strings, 4-bit types and float8 have rules of their own")
+    return _cast_array(x, wanted.numpy())
+
+
+def _cast_array(x: Array, wanted: np.dtype[Any]) -> Array:
+    if x.dtype.kind in "OSU":
+        raise TypeError("casts of strings are left alone")
+    return x.astype(wanted)
 
 
 def _constant_of_shape(a: _Attributes, shape: Array) -> Array:
@@ -278,6 +313,12 @@ def _gather(a: _Attributes, x: Array, indices: Array) -> Array:
     return np.take(x, indices, axis=a.axis)
 
 
+def _gather_nd(a: _Attributes, x: Array, indices: Array) -> Array:
+    if a.batch_dims:
+        raise TypeError("rare: left to the reference evaluator")
+    return x[tuple(np.moveaxis(indices, -1, 0))]  # type: ignore[no-any-return]
+
+
 def _cumsum(a: _Attributes, x: Array, axis: Array) -> Array:
     if a.exclusive or a.reverse:
         raise TypeError("rare: left to the reference evaluator")
@@ -313,12 +354,14 @@ KERNELS: dict[str, Kernel] = {
     "Add": _plain(np.add),
     "And": _plain(np.logical_and),
     "Cast": _cast_to,
+    "CastLike": lambda a, x, like: _cast_array(x, like.dtype),
     "Ceil": _plain(np.ceil),
     "Clip": _clip,
     "Concat": lambda a, *xs: np.concatenate(xs, axis=a.axis),
     "ConstantOfShape": _constant_of_shape,
     "Cos": _plain(np.cos),
     "CumSum": _cumsum,
+    "DequantizeLinear": _dequantize,
     "Div": _div,
     "Equal": _plain(np.equal),
     "Exp": _plain(np.exp),
@@ -327,6 +370,7 @@ KERNELS: dict[str, Kernel] = {
     "Floor": _plain(np.floor),
     "Gather": _gather,
     "GatherElements": lambda a, x, i: np.take_along_axis(x, np.where(i < 0, i + x.shape[a.axis], i), a.axis),
+    "GatherND": _gather_nd,
     "Greater": _plain(np.greater),
     "GreaterOrEqual": _plain(np.greater_equal),
     "Identity": lambda a, x: x,
@@ -343,6 +387,7 @@ KERNELS: dict[str, Kernel] = {
     "Not": _plain(np.logical_not),
     "Or": _plain(np.logical_or),
     "Pow": _pow,
+    "QuantizeLinear": _quantize,
     "Range": _range,
     "Reciprocal": lambda a, x: np.divide(x.dtype.type(1), x),
     "ReduceMax": _reducer(np.max),

@@ -46,16 +46,15 @@ class Extents:
         for start in range(len(dims)):
             for end in range(start + 1, len(dims) + 1):
                 part = dims[start:end]
-                if None not in part:
-                    self.sources.setdefault(part, (value, start, end))
+                if None not in part and (part not in self.sources or not _is_there(self.sources[part][0])):
+                    self.sources[part] = (value, start, end)
 
     def value(self, node: ir.Node, contents: Contents) -> ir.Value | None:
         """An earlier value with the same contents, element type and shape as the node's output."""
         other = self.held.get(_key(node.outputs[0], contents))
         if other is None or other is node.outputs[0]:
             return None
-        producer = other.producer()
-        return other if producer is None or producer.graph is not None else None
+        return other if _is_there(other) else None
 
     def as_shape(self, node: ir.Node, contents: Contents, opset: int, names: Names) -> ir.Node | None:
         """A Shape node that gives `contents` directly, where they are dimensions of some earlier value.
@@ -68,8 +67,8 @@ class Extents:
         if source is None:
             return None
         value, start, end = source
-        producer = value.producer()
-        if producer is not None and producer.graph is None:
+        if not _is_there(value):
+            del self.sources[tuple(contents.tolist())]
             return None
         rank = len(dims_of(value) or ())
         whole = (start, end) == (0, rank)
@@ -83,9 +82,17 @@ class Extents:
 
     def learn(self, node: ir.Node, contents: Contents) -> None:
         """Remember that the node's output holds `contents`."""
-        self.held.setdefault(_key(node.outputs[0], contents), node.outputs[0])
+        key = _key(node.outputs[0], contents)
+        if key not in self.held or not _is_there(self.held[key]):
+            self.held[key] = node.outputs[0]
         if node.op_type == "Shape" and node.inputs[0] is not None:
             self.add_source(node.inputs[0])
+
+
+def _is_there(value: ir.Value) -> bool:
+    """Whether the node that produces the value has not been removed meanwhile."""
+    producer = value.producer()
+    return producer is None or producer.graph is not None
 
 
 def _key(value: ir.Value, contents: Contents) -> tuple[Any, ...]:

@@ -137,6 +137,8 @@ class _Folder:
                 f"at run time; fold(max_bytes=…) sets the limit"
             )
             return 0
+        if node.op_type == "Identity" and node.inputs[0] is not None:
+            return self.reuse(node, node.inputs[0])
         dims = dims_of(node.outputs[0])
         if max(total, inputs) > _SMALL and dims is not None and all(isinstance(d, int) for d in dims):
             tensor = deferred(node, self.opset, [d for d in dims if isinstance(d, int)])
@@ -163,6 +165,15 @@ class _Folder:
             for v in node.inputs
             if v is not None and v.const_value is not None and len(v.uses()) == 1
         )
+
+    def reuse(self, node: ir.Node, value: ir.Value) -> int:
+        """Let another value stand for the node's output."""
+        if not self.context.permit(self.options.name):
+            return 0
+        replace_value(node.outputs[0], value, self.context.names)
+        self.context.record(self.options.name, [node])
+        remove_unused([node])
+        return 1
 
     def replace(self, node: ir.Node, tensors: Sequence[ir.TensorProtocol], depth: int) -> int:
         """Put constants in the place of a node's outputs."""
@@ -208,12 +219,8 @@ class _Folder:
             array = np.array(contents.tolist(), dtype=output.dtype.numpy()).reshape(contents.shape)
             return changes + self.replace(node, [_tensor_of(array)], depth)
         other = extents.value(node, contents)
-        if other is not None and self.context.permit(self.options.name):
-            before = [node]
-            replace_value(output, other, self.context.names)
-            self.context.record(self.options.name, before)
-            remove_unused(before)
-            return changes + 1
+        if other is not None:
+            return changes + self.reuse(node, other)
         shape_node = extents.as_shape(node, contents, self.opset, self.context.names)
         if shape_node is not None and self.context.permit(self.options.name):
             graph = node.graph
@@ -240,7 +247,7 @@ class _Folder:
         assert old is not None
         name = self.context.names.value(f"{node.name}/{'shape'}")
         value = ir.Value(shape=ir.Shape([len(target)]), type=ir.TensorType(ir.DataType.INT64))
-        tensor = ir.tensor(np.array(target, np.int64))
+        tensor = ir.Tensor(np.array(target, np.int64))
         if self.in_function and depth == 0:
             value.name = name
             holder = ir.Node("", "Constant", (), [ir.AttrTensor("value", tensor)], outputs=[value])
@@ -284,7 +291,7 @@ def _tensor_of(array: np.ndarray) -> ir.TensorProtocol:  # type: ignore[type-arg
     if array.dtype.kind in "OSU":
         strings = [s.encode() if isinstance(s, str) else bytes(s) for s in array.reshape(-1).tolist()]
         return ir.StringTensor(strings, shape=ir.Shape(array.shape))
-    return ir.tensor(np.ascontiguousarray(array).reshape(array.shape))
+    return ir.Tensor(np.ascontiguousarray(array).reshape(array.shape))
 
 
 def _human(size: int) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
 from onnxlathe.rewrite import Builder, NodeRule
-from onnxlathe_passes.conditions import broadcasts_into, operand, producer, same_shape, uniform, used_once
+from onnxlathe_passes.conditions import broadcasts_into, producer, same_shape, uniform, used_once
 
 # The element e with x ∘ e = x; for those in _COMMUTE also e ∘ x = x.
 _NEUTRAL: dict[str, object] = {
@@ -84,7 +85,8 @@ class SingleOperand(NodeRule):
 
 @dataclass(frozen=True)
 class WhereChosen(NodeRule):
-    """Where(true, a, b) = a; Where(false, a, b) = b; Where(c, a, a) = a; Where(Not(c), a, b) = Where(c, b, a).
+    """Where(true, a, b) = a; Where(false, a, b) = b; Where(c, a, a) = a; Where(Not(c), a, b) is
+    Where(c, b, a).
 
     What is chosen must have the shape of the result already.
     """
@@ -100,7 +102,7 @@ class WhereChosen(NodeRule):
 
     visits = ("Where",)
 
-    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+    def visit(self, op: Builder, node: ir.Node) -> Any:
         condition, a, b = node.inputs
         if a is None or b is None or condition is None:
             return None
@@ -110,5 +112,5 @@ class WhereChosen(NodeRule):
             return chosen if same_shape(chosen, node.outputs[0]) else None
         negation = producer(condition, "Not")
         if negation is not None and used_once(condition):
-            return op.Where(negation.inputs[0], b, a)  # type: ignore[no-any-return]
+            return op.Where(negation.inputs[0], b, a)
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.infer import constant, dims_of
+from onnxlathe.infer import constant, dims_of, known
 from onnxlathe.rewrite import (
     Builder,
     Pattern,
@@ -49,8 +49,8 @@ def reduced(x: ir.Value, axes: ir.Value | None, attribute: Sequence[int] | None)
         NoMatch: the reduced dimensions are not the last ones, or not known to be of fixed size.
     """
     if axes is not None:
-        found = constant(axes)
-        if found is None:
+        found = known(axes)
+        if found is None or not all(isinstance(a, int) for a in found.reshape(-1)):
             reject("its axes are not constant")
         attribute = [int(a) for a in found.reshape(-1)]
     dims = dims_of(x)
@@ -118,7 +118,7 @@ class TakeScale(_Step):
         sizes = _sizes(norm, x, op.opset)
         old = _array(scale, sizes)
         if (number := _affine(factor, sizes, x)) is None:
-            require(not bias and (old == 1).all(), "its scale and its factor are not both constant")
+            require(bias is None and (old == 1).all(), "its scale and its factor are not both constant")
             require(dims_of(factor) == tuple(sizes), "its factor is not of the normalized shape")
             return _with(op, norm, x, factor, None)
         number = 1 / number if divided else number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
@@ -22,7 +23,10 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class Idempotent(NodeRule):
-    """f(f(x)) = f(x) for Abs, Relu, Sign, Ceil, Floor, Round; Abs(Relu(x)) = Relu(x); Floor(Ceil(x)) = Ceil(x)…"""
+    """f(f(x)) = f(x) for Abs, Relu, Sign, Ceil, Floor, Round; Abs(Relu(x)) = Relu(x).
+
+    Also Ceil, Floor and Round of what one of them has made whole.
+    """
 
     name = "idempotent"
     group = "tidy"
@@ -54,7 +58,7 @@ class Involution(NodeRule):
 
     visits = ("Neg", "Not", "BitwiseNot", "Abs")
 
-    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+    def visit(self, op: Builder, node: ir.Node) -> Any:
         inner = producer(node.inputs[0], "Neg" if node.op_type == "Abs" else node.op_type)
         if inner is None:
             return None

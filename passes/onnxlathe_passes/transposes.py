@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
@@ -32,7 +33,7 @@ class TransposeChain(NodeRule):
 
     visits = ("Transpose",)
 
-    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+    def visit(self, op: Builder, node: ir.Node) -> Any:
         inner = producer(node.inputs[0], "Transpose")
         if inner is None:
             return None
@@ -47,13 +48,25 @@ class TransposeChain(NodeRule):
 # Operators that treat every element alike, wherever it stands.
 _ELEMENTWISE = frozenset(
     {
-        "Abs", "Acos", "Asin", "Atan", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp",
-        "Floor", "Gelu", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not",
-        "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign",
-        "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
-        "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max",
+        *("Abs", "Acos", "Asin", "Atan", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf"),
+        *("Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish"),
+        *(
+            "Neg",
+            "Not",
+            "Reciprocal",
+            "Relu",
+            "Round",
+            "Selu",
+            "Shrink",
+            "Sigmoid",
+            "Sign",
+            "Sin",
+            "Softplus",
+        ),
+        *("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
+        *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max"),
     }
-)  # fmt: skip
+)
 _FAR = 4
 """So many elementwise operators between two Transposes are looked past."""
 
@@ -106,9 +119,7 @@ class TransposeAround(NodeRule):
             value = inner.inputs[index]
         return None
 
-    def moved(
-        self, op: Builder, first: ir.Node, between: list[tuple[ir.Node, int]], last: ir.Node
-    ) -> ir.Value | None:
+    def moved(self, op: Builder, first: ir.Node, between: list[tuple[ir.Node, int]], last: ir.Node) -> Any:
         """The elementwise operators after both Transposes."""
         p, q = permutation(first, op.opset), permutation(last, op.opset)
         if p is None or q is None or len(p) != len(q):

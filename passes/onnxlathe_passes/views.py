@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
@@ -106,7 +107,7 @@ class SqueezeChain(NodeRule):
 
 @dataclass(frozen=True)
 class ViewChain(NodeRule):
-    """Adjacent Reshape, Flatten, Squeeze, Unsqueeze (and Transpose of axes of size 1) = one Reshape, or nothing.
+    """Adjacent Reshape, Flatten, Squeeze, Unsqueeze = one Reshape, or nothing; so with Transposes of size 1.
 
     The target must be known up to dimensions that x has at the same place (0) and one that follows from
     the others (-1).
@@ -124,7 +125,7 @@ class ViewChain(NodeRule):
 
     visits = _VIEWS
 
-    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+    def visit(self, op: Builder, node: ir.Node) -> Any:
         inner = producer(node.inputs[0], *_VIEWS)
         if inner is None or not is_view(inner, op.opset) or not is_view(node, op.opset):
             return None
@@ -135,15 +136,17 @@ class ViewChain(NodeRule):
             return x
         # Views that other operators read stay where they are; a Reshape more would be no gain.
         between = inner.outputs[0]
-        if between.is_graph_output() or any(user.op_type not in _VIEWS for user, _ in between.uses()):
+        if between.is_graph_output() or not all(
+            i == 0 and user.op_type in _VIEWS for user, i in between.uses()
+        ):
             return None
         target = _spelled(x, y, op.opset, [inner, node])
         if target is None and node.op_type == "Reshape":
             target = _own_target(x, node, op.opset)
         if target:
-            return op.Reshape(x, int64(target))  # type: ignore[no-any-return]
+            return op.Reshape(x, int64(target))
         if node.op_type == "Reshape" and _copies_nothing(node, op.opset):
-            return op.Reshape(x, node.inputs[1])  # type: ignore[no-any-return]
+            return op.Reshape(x, node.inputs[1])
         return None
 
 

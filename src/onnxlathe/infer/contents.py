@@ -252,7 +252,7 @@ def _power(x: Expr, y: Expr) -> Entry:
     return x**y if isinstance(y, int) and 0 <= y <= 8 else None
 
 
-def _compare(decide: Callable[[Expr], Entry]) -> Callable[[Entry, Entry, DataType], Entry]:
+def _compare(decide: Callable[[Any], Entry]) -> Callable[[Entry, Entry, DataType], Entry]:
     def apply(x: Entry, y: Entry, dtype: DataType) -> Entry:
         if isinstance(x, Ratio | float) or isinstance(y, Ratio | float):
             return decide(x - y) if isinstance(x, float) and isinstance(y, float) else None
@@ -407,7 +407,7 @@ def cast(x: Entry, target: DataType) -> Entry:
 
 
 def fold_reduce(name: str, entries: list[Entry], dtype: DataType) -> Entry:
-    """The reduction of entries by ``ReduceSum``, ``ReduceProd``, ``ReduceMax`` or ``ReduceMin`` (integers only)."""
+    """What ``ReduceSum``, ``ReduceProd``, ``ReduceMax`` or ``ReduceMin`` make of integer entries."""
     if any(e is None for e in entries) or dtype not in INTEGER_RANGES:
         return None
     if name == "ReduceMax":

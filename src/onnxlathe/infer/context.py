@@ -102,7 +102,7 @@ class NodeContext:
             return self.engine.attribute(attribute.ref_attr_name, default)
         return attribute.value
 
-    def axes(self, index: int, since: int) -> list[int] | None | bool:
+    def axes(self, index: int, since: int) -> list[int] | bool | None:
         """Axes from the attribute (before opset ``since``) or the input at ``index``.
 
         Returns:
@@ -166,11 +166,11 @@ Rule = Callable[[NodeContext], None]
 RULES: dict[tuple[str, str], Rule] = {}
 
 
-def rule(*operators: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Registers a function as the inference rule of these operators."""
+def rule(operators: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Registers a function as the inference rule of operators (their names, separated by blanks)."""
 
     def register(function: Rule) -> Rule:
-        for operator in operators:
+        for operator in operators.split():
             RULES[domain, operator] = function
         return function
 

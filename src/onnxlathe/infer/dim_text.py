@@ -46,9 +46,14 @@ def quote(name: str) -> str:
     return f'"{escaped}"'
 
 
+def alone(name: str) -> str:
+    """A symbol's name where nothing else stands: as it is, unless it would be read differently."""
+    return name if from_dim_param(name) == Dim(name) else quote(name)
+
+
 @lru_cache(maxsize=8192)
 def from_dim_param(text: str | None) -> Dim | None:
-    """What a ``dim_param`` of a file means: an expression, a symbol with a strange name, or None (unknown)."""
+    """What a ``dim_param`` means: an expression, a symbol with a strange name, or None (unknown)."""
     if text is None or text in _UNKNOWN:
         return None
     try:

@@ -16,7 +16,6 @@ What is assumed about numbers:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Union
@@ -32,11 +31,11 @@ __all__ = [
     "lower",
     "maximum",
     "minimum",
+    "modulo",
     "upper",
 ]
 
 _MAX_TERMS = 64  # a product that would grow beyond this stays a product ("mul" call): work is bounded
-_MAX_ARGUMENTS = 12  # of max and min
 
 
 class Call:
@@ -53,7 +52,7 @@ class Call:
         elif kind == "mul":
             self.text = "*".join(_factor_text(a) for a in args)
         else:
-            self.text = f"{kind}({', '.join(str(a) for a in args)})"
+            self.text = f"{kind}({', '.join(_argument_text(a) for a in args)})"
 
     def __hash__(self) -> int:
         return self._hash
@@ -92,7 +91,7 @@ class Dim:
         self.terms = terms
         self._hash = hash(terms)
         self._text: str | None = None
-        self._lower: int | None | bool = False  # False: not computed yet
+        self._lower: int | bool | None = False  # False: not computed yet
         self._symbolic: object = None  # a place for the IR's spelling, see values.py
 
     @staticmethod
@@ -118,8 +117,13 @@ class Dim:
 
     def __str__(self) -> str:
         if self._text is None:
-            atom = _single_atom(self)  # alone, a symbol needs no quotes
-            self._text = _sum_text(self.terms) if atom is None else _atom_key(atom)
+            atom = single_atom(self)
+            if isinstance(atom, str):
+                from onnxlathe.infer.dim_text import alone
+
+                self._text = alone(atom)
+            else:
+                self._text = _sum_text(self.terms) if atom is None else atom.text
         return self._text
 
     def __repr__(self) -> str:
@@ -135,7 +139,7 @@ class Dim:
     __radd__ = __add__
 
     def __neg__(self) -> Expr:
-        return _from_terms({m: -c for m, c in self.terms})
+        return from_terms({m: -c for m, c in self.terms})
 
     def __sub__(self, other: Expr) -> Expr:
         return _add(self, other, -1)
@@ -186,12 +190,12 @@ class Dim:
     @property
     def is_symbol(self) -> bool:
         """Whether this is one named symbol and nothing else."""
-        return isinstance(_single_atom(self), str)
+        return isinstance(single_atom(self), str)
 
     @property
     def call(self) -> Call | None:
         """The function call that this is, such as ``min(4, seq)``; None for anything else."""
-        atom = _single_atom(self)
+        atom = single_atom(self)
         return atom if isinstance(atom, Call) else None
 
     def substitute(self, bindings: Mapping[str, Expr]) -> Expr:
@@ -237,7 +241,7 @@ def call(kind: str, args: list[Expr]) -> Expr:
 # Text.
 
 
-def _single_atom(expr: Expr) -> Atom | None:
+def single_atom(expr: Expr) -> Atom | None:
     """The atom that the expression is, where it is just one."""
     if isinstance(expr, Dim) and len(expr.terms) == 1:
         monomial, coefficient = expr.terms[0]
@@ -250,8 +254,14 @@ def _factor_text(expr: Expr) -> str:
     """The text of an expression as an operand of ``*`` and ``//``."""
     if isinstance(expr, int):
         return str(expr) if expr >= 0 else f"({expr})"
-    atom = _single_atom(expr)
+    atom = single_atom(expr)
     return f"({expr})" if atom is None else _atom_text(atom)
+
+
+def _argument_text(expr: Expr) -> str:
+    """The text of an expression as an argument of a function."""
+    atom = single_atom(expr)
+    return str(expr) if atom is None else atom_key(atom) if isinstance(atom, Call) else _atom_text(atom)
 
 
 def _atom_text(atom: Atom) -> str:
@@ -280,15 +290,15 @@ def _sum_text(terms: tuple[tuple[Monomial, int], ...]) -> str:
 # Polynomials. The order is graded lexicographic over the atoms' texts, which division relies on.
 
 
-def _atom_key(atom: Atom) -> str:
+def atom_key(atom: Atom) -> str:
     return atom if isinstance(atom, str) else atom.text
 
 
 def _term_key(term: tuple[Monomial, int]) -> tuple[int, list[str]]:
-    return -len(term[0]), [_atom_key(a) for a in term[0]]
+    return -len(term[0]), [atom_key(a) for a in term[0]]
 
 
-def _from_terms(terms: Mapping[Monomial, int]) -> Expr:
+def from_terms(terms: Mapping[Monomial, int]) -> Expr:
     kept = [(m, c) for m, c in terms.items() if c]
     if not kept:
         return 0
@@ -302,13 +312,13 @@ def _from_terms(terms: Mapping[Monomial, int]) -> Expr:
     return result
 
 
-def _terms_of(expr: Expr) -> Iterable[tuple[Monomial, int]]:
+def terms_of(expr: Expr) -> Iterable[tuple[Monomial, int]]:
     if isinstance(expr, Dim):
         return expr.terms
     return (((), expr),) if expr else ()
 
 
-def _atom(kind: str, *args: Expr) -> Dim:
+def call_of(kind: str, *args: Expr) -> Dim:
     result = Dim.__new__(Dim)
     result._init((((Call(kind, args),), 1),))
     return result
@@ -317,325 +327,25 @@ def _atom(kind: str, *args: Expr) -> Dim:
 @lru_cache(maxsize=4096)
 def _add(left: Dim, right: Expr, sign: int) -> Expr:
     terms = dict(left.terms)
-    for monomial, coefficient in _terms_of(right):
+    for monomial, coefficient in terms_of(right):
         terms[monomial] = terms.get(monomial, 0) + sign * coefficient
-    return _from_terms(terms)
+    return from_terms(terms)
 
 
 @lru_cache(maxsize=4096)
 def _multiply(left: Dim, right: Expr) -> Expr:
     if isinstance(right, int):
-        return _from_terms({m: c * right for m, c in left.terms})
+        return from_terms({m: c * right for m, c in left.terms})
     if len(left.terms) * len(right.terms) > _MAX_TERMS:
-        return _atom("mul", *sorted((left, right), key=str))
+        return call_of("mul", *sorted((left, right), key=str))
     terms: dict[Monomial, int] = {}
     for m1, c1 in left.terms:
         for m2, c2 in right.terms:
-            product = tuple(sorted(m1 + m2, key=_atom_key)) if m1 and m2 else m1 or m2
+            product = tuple(sorted(m1 + m2, key=atom_key)) if m1 and m2 else m1 or m2
             terms[product] = terms.get(product, 0) + c1 * c2
-    return _from_terms(terms)
+    return from_terms(terms)
 
 
-def _without(monomial: Monomial, factor: Monomial) -> Monomial | None:
-    """``monomial / factor``, or None where it does not divide."""
-    rest = list(monomial)
-    for atom in factor:
-        if atom not in rest:
-            return None
-        rest.remove(atom)
-    return tuple(rest)
-
-
-def _divide_exactly(left: Dim, right: Dim) -> Expr | None:
-    """The polynomial q with ``left == q*right``, or None."""
-    lead_monomial, lead_coefficient = right.terms[0]
-    rest: Expr = left
-    quotient: Expr = 0
-    for _ in range(_MAX_TERMS):
-        if isinstance(rest, int):
-            return quotient if rest == 0 else None
-        monomial, coefficient = rest.terms[0]
-        step = _without(monomial, lead_monomial)
-        if step is None or coefficient % lead_coefficient:
-            return None
-        term = _from_terms({step: coefficient // lead_coefficient})
-        quotient = quotient + term
-        rest = rest - term * right
-    return None
-
-
-def _common_monomial(expressions: Iterable[Expr]) -> Monomial:
-    common: Monomial | None = None
-    for expr in expressions:
-        for monomial, _ in _terms_of(expr):
-            if common is None:
-                common = monomial
-                continue
-            rest, shared = list(monomial), []
-            for atom in common:
-                if atom in rest:
-                    rest.remove(atom)
-                    shared.append(atom)
-            common = tuple(shared)
-        if not common:
-            return ()
-    return common or ()
-
-
-def _cancel(left: Expr, right: Dim) -> tuple[Expr, Expr]:
-    """Both without their common monomial and common integer factor."""
-    monomial = _common_monomial((left, right))
-    factor = math.gcd(*(c for e in (left, right) for _, c in _terms_of(e)))
-    if not monomial and factor == 1:
-        return left, right
-
-    def shrink(expr: Expr) -> Expr:
-        return _from_terms({_without(m, monomial) or (): c // factor for m, c in _terms_of(expr)})
-
-    return shrink(left), shrink(right)
-
-
-@lru_cache(maxsize=4096)
-def floor_div(left: Expr, right: Expr) -> Expr:
-    """``left // right``, rounded down, simplified as far as is exact.
-
-    Raises:
-        ZeroDivisionError: ``right`` is the number 0.
-    """
-    if isinstance(right, int):
-        if isinstance(left, int):
-            return left // right
-        return _divide_by_number(left, right)
-    if left == 0:
-        return 0
-    if isinstance(left, Dim):
-        exact = _divide_exactly(left, right)
-        if exact is not None:
-            return exact
-        if len(right.terms) == 1:  # (r*q + rest)//r == q + rest//r
-            quotient, rest = _split(left, right)
-            if quotient != 0:
-                return quotient + floor_div(rest, right)
-    top, bottom = _cancel(left, right)
-    if top != left:
-        return floor_div(top, bottom)
-    if lower(left) is not None and lower(left) >= 0 and _at_least(right, left, 1):  # type: ignore[operator]
-        return 0
-    return _atom("//", left, right)
-
-
-def _split(left: Dim, right: Dim) -> tuple[Expr, Expr]:
-    """``(q, rest)`` with ``left == q*right + rest`` for a ``right`` of one term."""
-    (factor, divisor), *_ = right.terms
-    quotient: dict[Monomial, int] = {}
-    rest: dict[Monomial, int] = {}
-    for monomial, coefficient in left.terms:
-        step = _without(monomial, factor)
-        if step is not None and coefficient % divisor == 0:
-            quotient[step] = coefficient // divisor
-        else:
-            rest[monomial] = coefficient
-    return _from_terms(quotient), _from_terms(rest)
-
-
-def _divide_by_number(left: Dim, divisor: int) -> Expr:
-    if divisor == 0:
-        raise ZeroDivisionError("a dimension divided by zero")
-    if divisor < 0:
-        return floor_div(-left, -divisor)
-    if divisor == 1:
-        return left
-    whole = _from_terms({m: c // divisor for m, c in left.terms})
-    rest = _from_terms({m: c % divisor for m, c in left.terms})
-    if isinstance(rest, int):
-        return whole  # 0 <= rest < divisor
-    factor = math.gcd(divisor, *(c for m, c in rest.terms if m))
-    if factor > 1:  # (f*r + c)//(f*d) == (r + c//f)//d
-        rest = _from_terms({m: c // factor for m, c in rest.terms})
-        return whole + floor_div(rest, divisor // factor)
-    if lower(rest) == 0 and _at_least(divisor, rest, 1):
-        return whole
-    (monomial, coefficient), *more = rest.terms
-    if coefficient == 1 and len(monomial) == 1 and (not more or not more[0][0]):
-        inner = monomial[0]
-        if isinstance(inner, Call) and inner.kind == "//" and isinstance(inner.args[1], int):
-            # (x//a + c)//b == (x + c*a)//(a*b) for a, b > 0
-            offset = more[0][1] if more else 0
-            if inner.args[1] > 0:
-                top = inner.args[0] + offset * inner.args[1]
-                return whole + floor_div(top, inner.args[1] * divisor)
-    return whole + _atom("//", rest, divisor)
-
-
-def ceil_div(left: Expr, right: Expr) -> Expr:
-    """``left / right`` rounded up, for ``right`` > 0 (symbols are taken to be so)."""
-    if isinstance(right, int) and right < 0:
-        return ceil_div(-left, -right)
-    return floor_div(left + right - 1, right)
-
-
-@lru_cache(maxsize=1024)
-def modulo(left: Expr, right: Expr) -> Expr:
-    """``left % right`` with Python's sign rule.
-
-    Raises:
-        ZeroDivisionError: ``right`` is the number 0.
-    """
-    if isinstance(right, int):
-        if isinstance(left, int):
-            return left % right
-        if right < 0:
-            return -1 * modulo(-left, -right)
-        if right == 0:
-            raise ZeroDivisionError("a dimension modulo zero")
-        rest = _from_terms({m: c % right for m, c in left.terms})
-        if isinstance(rest, int):
-            return rest
-        factor = math.gcd(right, *(c for _, c in rest.terms))
-        if factor > 1:
-            rest = _from_terms({m: c // factor for m, c in rest.terms})
-            return factor * modulo(rest, right // factor)
-    else:
-        if left == 0:
-            return 0
-        rest = left
-        if isinstance(left, Dim):
-            if _divide_exactly(left, right) is not None:
-                return 0
-            if len(right.terms) == 1:
-                rest = _split(left, right)[1]
-    low = lower(rest)
-    if low is not None and low >= 0 and _at_least(right, rest, 1):
-        return rest
-    return _atom("mod", rest, right)
-
-
-def maximum(*expressions: Expr) -> Expr:
-    """The largest of the expressions; those that another one provably covers are left out."""
-    return _extreme("max", expressions)
-
-
-def minimum(*expressions: Expr) -> Expr:
-    """The smallest of the expressions; those that another one provably covers are left out."""
-    return _extreme("min", expressions)
-
-
-def _extreme(kind: str, expressions: Iterable[Expr]) -> Expr:
-    flat: list[Expr] = []
-    for expr in expressions:
-        alone = _single_atom(expr)
-        if isinstance(alone, Call) and alone.kind == kind:
-            flat.extend(alone.args)
-        else:
-            flat.append(expr)
-    kept: list[Expr] = []
-    for expr in flat:
-        if any(_covers(kind, other, expr) for other in kept):
-            continue
-        kept = [other for other in kept if not _covers(kind, expr, other)]
-        kept.append(expr)
-    if len(kept) == 1:
-        return kept[0]
-    kept.sort(key=str)
-    while len(kept) > _MAX_ARGUMENTS:
-        kept = [*kept[: _MAX_ARGUMENTS - 1], _atom(kind, *kept[_MAX_ARGUMENTS - 1 :])]
-    return _atom(kind, *kept)
-
-
-def _covers(kind: str, one: Expr, other: Expr) -> bool:
-    return _at_least(one, other) if kind == "max" else _at_least(other, one)
-
-
-# Bounds.
-
-
-def _at_least(left: Expr, right: Expr, margin: int = 0) -> bool:
-    """Whether ``left >= right + margin`` for all sizes."""
-    low = lower(left - right)
-    return low is not None and low >= margin
-
-
-def lower(expr: Expr) -> int | None:
-    """A number that the expression is never below, given that symbols are >= 0; None where none is known."""
-    if isinstance(expr, int):
-        return expr
-    if expr._lower is False:
-        expr._lower = None  # while computing: an expression is no evidence for itself
-        expr._lower = _find_lower(expr)
-    return expr._lower
-
-
-def upper(expr: Expr) -> int | None:
-    """A number that the expression is never above; None where none is known."""
-    low = lower(-expr)
-    return None if low is None else -low
-
-
-def _find_lower(expr: Dim) -> int | None:
-    total: int | None = 0
-    for monomial, coefficient in expr.terms:
-        low = 1
-        high: int | None = 1
-        for atom in monomial:
-            a_low, a_high = _atom_bounds(atom)
-            if a_low is None or a_low < 0:
-                total = None
-                break
-            low = low * a_low
-            high = None if high is None or a_high is None else high * a_high
-        if total is None:
-            break
-        if coefficient > 0:
-            total += coefficient * low
-        elif high is None:
-            total = None
-            break
-        else:
-            total += coefficient * high
-    if total is not None and total >= 0:
-        return total
-    # Relations between an atom and its own arguments: -(x//k) >= -x/k, -min(a, b) >= -a, max(a, b) >= a.
-    best = total
-    for monomial, coefficient in expr.terms:
-        if len(monomial) != 1 or not isinstance(atom := monomial[0], Call):
-            continue
-        rest = expr - _from_terms({monomial: coefficient})
-        found: list[int | None] = []
-        if atom.kind == "//" and coefficient < 0 and isinstance(k := atom.args[1], int) and k > 0:
-            scaled = lower(rest * k + atom.args[0] * coefficient)
-            found.append(None if scaled is None else -((-scaled) // k))
-        elif (atom.kind == "min" and coefficient < 0) or (atom.kind == "max" and coefficient > 0):
-            found.extend(lower(rest + argument * coefficient) for argument in atom.args)
-        for low_bound in found:
-            if low_bound is not None and (best is None or low_bound > best):
-                best = low_bound
-    return best
-
-
-def _atom_bounds(atom: Atom) -> tuple[int | None, int | None]:
-    if isinstance(atom, str):
-        return 0, None
-    lows = [lower(a) for a in atom.args]
-    highs = [upper(a) for a in atom.args]
-    if atom.kind == "//":
-        (low, divisor_low), (high, divisor_high) = lows, highs
-        if low is None or low < 0 or divisor_low is None or divisor_low < 0:
-            if low is not None and isinstance(k := atom.args[1], int) and k > 0:
-                return low // k, None if high is None else high // k
-            return None, None
-        return (
-            0 if divisor_high is None else low // max(divisor_high, 1),
-            None if high is None else high // max(divisor_low, 1),
-        )
-    if atom.kind == "mod":
-        if lows[1] is None or lows[1] < 0:
-            return None, None
-        return 0, None if highs[1] is None else highs[1] - 1
-    if atom.kind == "mul":
-        return (0 if all(x is not None and x >= 0 for x in lows) else None), None
-    known_lows = [x for x in lows if x is not None]
-    known_highs = [x for x in highs if x is not None]
-    all_lows, all_highs = len(known_lows) == len(lows), len(known_highs) == len(highs)
-    if atom.kind == "max":
-        return max(known_lows, default=None), max(known_highs) if all_highs else None
-    return min(known_lows) if all_lows else None, min(known_highs, default=None)
+# Division and extrema work on the class above, and its operators on them.
+from onnxlathe.infer.dim_bounds import lower, upper  # noqa: E402
+from onnxlathe.infer.dim_division import ceil_div, floor_div, maximum, minimum, modulo  # noqa: E402

@@ -18,8 +18,8 @@ from onnxlathe.infer import (  # noqa: F401 - importing them registers their rul
     ops_sequence_models,
     ops_shape,
 )
-from onnxlathe.infer.context import RULES, NodeContext
 from onnxlathe.infer.contents import Content
+from onnxlathe.infer.context import RULES, NodeContext
 from onnxlathe.infer.dims import Dim, Dims
 from onnxlathe.infer.fallback import infer_by_schema
 from onnxlathe.infer.values import (
@@ -34,9 +34,11 @@ __all__ = ["Engine", "infer_model", "infer_node"]
 
 _MAX_NOTES = 200
 _MAX_DEPTH = 24  # of calls and subgraphs within each other
+_MAX_VISITS = 2_000_000  # of nodes; beyond it only the outermost graph is walked on
 
 Operator = tuple[str, str, str]
 Journal = dict[int, tuple[ir.Value, ir.TypeProtocol | None, ir.Shape | None, Any]]
+Before = tuple[Journal | None, bool, int]
 
 
 class HasIR(Protocol):
@@ -74,6 +76,7 @@ class Engine:
         self._bound: Mapping[str, ir.Attr] | None = None  # attributes of the call being inferred
         self._calls: dict[Any, list[tuple[ir.TypeProtocol | None, Dims | None, Content | None]]] = {}
         self._depth = 0
+        self._visited = 0
 
     def note(self, sentence: str) -> None:
         """Keeps a sentence about something strange; repeated and very many ones are dropped."""
@@ -92,11 +95,20 @@ class Engine:
         if self._depth >= _MAX_DEPTH:
             self.note("graphs are nested too deeply; the innermost are left as they are")
             return
+        if self.exhausted:
+            self.note("loops in loops change shapes too often; inner bodies are left as they are")
+            return
         self._depth += 1
         opsets = self.opsets
         for node in graph:
+            self._visited += 1
             self.infer(node, opsets.get(node.domain, 1))
         self._depth -= 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether bodies were walked so often that no more walking is worth it."""
+        return self._visited > _MAX_VISITS and self._depth > 0
 
     def infer(self, node: ir.Node, opset: int) -> bool:
         """Infers one node's outputs; returns whether anything new was learned."""
@@ -142,17 +154,19 @@ class Engine:
             content = None if store is None else store.data.get(KNOWN)
             self.journal[id(value)] = (value, value.type, value.shape, content)
 
-    def begin_body(self, body: ir.Graph) -> tuple[Journal | None, bool]:
+    def begin_body(self) -> Before:
         """Starts the inference of a body that runs many times; see :meth:`end_body`."""
-        before = (self.journal, self.allow_fresh)
+        before = (self.journal, self.allow_fresh, len(self.notes))
         self.journal = {}
         self.allow_fresh = False
         return before
 
-    def end_body(self, before: tuple[Journal | None, bool], *, keep: bool) -> None:
+    def end_body(self, before: Before, *, keep: bool) -> None:
         """Ends it, and restores what the values said before unless it is to be kept."""
         journal = self.journal or {}
-        self.journal, self.allow_fresh = before
+        self.journal, self.allow_fresh, notes = before
+        if not keep:
+            del self.notes[notes:]
         for value, kind, shape, content in journal.values():
             if not keep:
                 value.type, value.shape = kind, shape
@@ -310,4 +324,10 @@ def infer_node(node: ir.Node, opset: int) -> bool:
         Whether anything new was learned about an output.
     """
     # No made-up names: the node may stand in a loop or function, where one name would mean many sizes.
-    return Engine(opsets={"": opset}, in_function=True).infer(node, opset)
+    engine = Engine(opsets={"": opset}, in_function=True)
+    for value in node.inputs:
+        if value is not None:
+            engine.symbols.update(
+                name for d in dims_of(value) or () if isinstance(d, Dim) for name in d.symbols
+            )
+    return engine.infer(node, opset)

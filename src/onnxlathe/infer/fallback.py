@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["infer_by_schema"]
 
-_MAX_DATA = 1 << 16  # bytes of a constant input that are handed over
-
 
 @lru_cache(maxsize=512)
 def _schema(domain: str, op_type: str, opset: int) -> Any:
@@ -34,7 +32,7 @@ def _schema(domain: str, op_type: str, opset: int) -> Any:
 
 
 def infer_by_schema(n: NodeContext) -> None:
-    """States what ONNX's own inference of this node finds, or only the element types that the schema fixes."""
+    """States what ONNX's own inference of this node finds, or the element types that the schema fixes."""
     node = n.node
     schema = _schema(node.domain, node.op_type, n.opset)
     if schema is None:
@@ -69,17 +67,18 @@ def _ask(n: NodeContext, schema: Any) -> dict[str, onnx.TypeProto] | None:
         types[name] = _type_proto(n, i)
         content = n.content(i)
         dtype = n.dtype(i)
-        if content is not None and dtype in INTEGER_RANGES and all(type(e) is int for e in content.flat):
-            data[name] = onnx.helper.make_tensor(
-                name, int(dtype), content.shape, content.reshape(-1).tolist()
-            )
+        numbers = n.numbers(i) if dtype in INTEGER_RANGES else None
+        if content is not None and dtype is not None and numbers is not None:
+            data[name] = onnx.helper.make_tensor(name, int(dtype), content.shape, numbers)
     proto.output.extend(f"o{i}" if v.name else "" for i, v in enumerate(n.outputs))
     try:
         for attribute in n.attributes.values():
             proto.attribute.append(ir.to_proto(attribute))
-        return infer_node_outputs(
-            schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid(n.node.domain, n.opset)]
+        opset = onnx.helper.make_opsetid(n.node.domain, n.opset)
+        answer: dict[str, onnx.TypeProto] = infer_node_outputs(
+            schema, proto, types, data, opset_imports=[opset]
         )
+        return answer
     except Exception as error:  # C++ checks raise several types; an unknown output is an answer
         n.engine.note(f"node {n.node.name!r} ({n.node.op_type}): {str(error).strip().splitlines()[0]}")
         return None
@@ -91,7 +90,7 @@ def _type_proto(n: NodeContext, index: int) -> onnx.TypeProto:
     value = n.inputs[index]
     assert value is not None
     if value.type is not None and type(value.type) is not ir.TensorType:
-        return ir.to_proto(value.type)  # type: ignore[no-any-return, call-overload]
+        return ir.to_proto(value.type)
     kind = onnx.TypeProto()
     kind.tensor_type.elem_type = int(n.dtype(index) or 0)
     dims = n.dims(index)

@@ -11,14 +11,14 @@ from onnxlathe.infer.ops_nn import conv, gemm, matmul_dims
 MICROSOFT = "com.microsoft"
 
 
-@rule(*"BiasGelu BiasSoftmax FastGelu Gelu QuickGelu GroupNorm RotaryEmbedding".split(), domain=MICROSOFT)
-@rule("SimplifiedLayerNormalization", "FusedGelu")
+@rule("BiasGelu BiasSoftmax FastGelu Gelu QuickGelu GroupNorm RotaryEmbedding", domain=MICROSOFT)
+@rule("SimplifiedLayerNormalization FusedGelu")
 def like_first(n: NodeContext) -> None:
     """The first input's shape and type."""
     n.out(0, n.dtype(0), n.dims(0))
 
 
-@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+@rule("SkipLayerNormalization SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_layer_normalization(n: NodeContext) -> None:
     """The normalized sum; the sum itself is the fourth output."""
     n.out(0, n.dtype(0), n.dims(0))
@@ -37,13 +37,13 @@ def dequantize(n: NodeContext) -> None:
     n.out(0, n.dtype(1), n.dims(0))
 
 
-@rule("QLinearAdd", "QLinearMul", domain=MICROSOFT)
+@rule("QLinearAdd QLinearMul", domain=MICROSOFT)
 def quantized_binary(n: NodeContext) -> None:
     """Operands at 0 and 3, broadcast."""
     n.out(0, n.dtype(0), broadcast(n.dims(0), n.dims(3)))
 
 
-@rule("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", domain=MICROSOFT)
+@rule("QLinearSigmoid QLinearLeakyRelu QLinearSoftmax", domain=MICROSOFT)
 def quantized_unary(n: NodeContext) -> None:
     """The first input's shape and type."""
     n.out(0, n.dtype(0), n.dims(0))

@@ -10,7 +10,7 @@ from onnxlathe.infer.dims import Dim, DimLike, Dims, maximum
 from onnxlathe.infer.values import constant_tensor, content_of, dims_of, element_dims_of, forget_contents
 
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
-_ROUNDS = 3  # a carried shape that still changes after this many generalizations is given up
+_ROUNDS = 3  # a carried shape that still changes after so many generalizations is given up
 
 Carried = tuple[ir.DataType | None, Dims | None]
 
@@ -83,8 +83,11 @@ def _infer_body(
         What holds of the state before the first and after every iteration.
     """
     state = initial
-    for attempt in range(_ROUNDS + 1):
-        journal = n.engine.begin_body(body)
+    # From _ROUNDS on, each round gives up at least one shape, so the last round changes nothing.
+    for attempt in range(_ROUNDS + len(places) + 1):
+        if n.engine.exhausted:
+            state = [(dtype, None) for dtype, _ in state]
+        journal = n.engine.begin_body()
         for place, (dtype, dims) in zip(places, state, strict=True):
             if dtype is not None and place.type is None:
                 place.type = ir.TensorType(dtype)
@@ -93,19 +96,18 @@ def _infer_body(
         n.engine.infer_graph(body)
         merged: list[Carried] = []
         for (dtype, dims), value in zip(state, outputs, strict=True):
-            after = dims_of(value)
-            together = merge_dims(dims, after)
-            if together is not None and dims is not None and attempt == _ROUNDS - 1:
-                together = tuple([None] * len(together))
-            if attempt == _ROUNDS:
-                together = None if together != dims else together
+            together = merge_dims(dims, dims_of(value))
+            if together != dims and together is not None:
+                if attempt >= _ROUNDS:
+                    together = None
+                elif attempt == _ROUNDS - 1:
+                    together = (None,) * len(together)
             merged.append((dtype or _dtype(value), together))
         stable = [dims for _, dims in merged] == [dims for _, dims in state]
         n.engine.end_body(journal, keep=stable)
         if stable:
             return merged
         state = merged
-    # Give up: no facts about the body at all are kept for shapes that keep changing.
     return [(dtype, None) for dtype, _ in state]
 
 
@@ -126,9 +128,10 @@ def loop(n: NodeContext) -> None:
     count = len(n.inputs) - 2
     if len(body.inputs) < count + 2 or len(body.outputs) < count + 1:
         return
-    for value, dtype in ((body.inputs[0], INT64), (body.inputs[1], BOOL)):
-        value.type = ir.TensorType(dtype)
-        _state(value, ())
+    for value, kind in ((body.inputs[0], INT64), (body.inputs[1], BOOL)):
+        value.type = ir.TensorType(kind)
+        if value.shape is None:  # some exporters declare [1], and ONNX Runtime then gives them that
+            _state(value, ())
     places = [body.inputs[2 + i] for i in range(count)]
     initial: list[Carried] = []
     for i, place in enumerate(places):
@@ -196,9 +199,9 @@ def scan(n: NodeContext) -> None:
     length: DimLike = None
     for i in range(scanned):
         dims, place = n.dims(states + i), body.inputs[states + i]
-        dtype = n.dtype(states + i)
-        if dtype is not None:
-            place.type = ir.TensorType(dtype)
+        scanned_type = n.dtype(states + i)
+        if scanned_type is not None:
+            place.type = ir.TensorType(scanned_type)
         if dims:
             axis = in_axes[i] % len(dims)
             if length is None or type(dims[axis]) is int:
@@ -206,7 +209,7 @@ def scan(n: NodeContext) -> None:
             _state(place, dims[:axis] + dims[axis + 1 :])
         else:
             _state(place, None)
-    initial = [(n.dtype(i), n.dims(i)) for i in range(states)]
+    initial: list[Carried] = [(n.dtype(i), n.dims(i)) for i in range(states)]
     state = _infer_body(n, body, list(body.inputs[:states]), initial, list(body.outputs[:states]))
     for i, (dtype, dims) in enumerate(state):
         n.out(i, dtype, _outside(n, dims))
@@ -234,7 +237,7 @@ def sequence_map(n: NodeContext) -> None:
         if isinstance(inner, ir.TensorType):
             place.type = ir.TensorType(inner.dtype)
             _state(place, element_dims_of(source))
-    journal = n.engine.begin_body(body)
+    journal = n.engine.begin_body()
     n.engine.infer_graph(body)
     n.engine.end_body(journal, keep=True)
     for i, output in enumerate(n.outputs):

@@ -12,22 +12,15 @@ BOOL = ir.DataType.BOOL
 
 
 @rule(
-    *(
-        "Abs Acos Acosh Asin Asinh Atan Atanh Celu Ceil Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish"
-    ).split(),
-    *(
-        "Hardmax Identity LRN LeakyRelu Log LogSoftmax LpNormalization MeanVarianceNormalization Mish Neg"
-    ).split(),
-    *(
-        "Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan"
-    ).split(),
-    *(
-        "Tanh ThresholdedRelu Trilu CumSum CumProd BitwiseNot Not Clip Bernoulli ReverseSequence ScatterND"
-    ).split(),
-    *("ScatterElements Scatter TensorScatter RotaryEmbedding").split(),
+    "Abs Acos Acosh Asin Asinh Atan Atanh Celu Ceil Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
+    "HardSwish Hardmax Identity LRN LeakyRelu Log LogSoftmax LpNormalization "
+    "MeanVarianceNormalization Mish Neg Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
+    "Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu CumSum CumProd "
+    "BitwiseNot Not Clip Bernoulli ReverseSequence ScatterND ScatterElements Scatter "
+    "TensorScatter RotaryEmbedding"
 )
 def like_first_input(n: NodeContext) -> None:
-    """The output looks like the first input; small contents are computed for operators of shape arithmetic."""
+    """The output looks like the first input; contents are computed for operators of shape arithmetic."""
     dtype = n.dtype(0)
     op = n.node.op_type
     if op == "Identity" and not _is_tensor(n.inputs[0]):
@@ -116,8 +109,8 @@ _SPECIAL = {
 
 
 @rule(
-    *"Add Sub Mul Div Mod Pow And Or Xor Equal Less Greater LessOrEqual GreaterOrEqual".split(),
-    *"BitShift BitwiseAnd BitwiseOr BitwiseXor PRelu".split(),
+    "Add Sub Mul Div Mod Pow And Or Xor Equal Less Greater LessOrEqual GreaterOrEqual BitShift "
+    "BitwiseAnd BitwiseOr BitwiseXor PRelu"
 )
 def binary_operator(n: NodeContext) -> None:
     """Two inputs, broadcast. Comparisons give booleans."""
@@ -154,7 +147,7 @@ def binary_operator(n: NodeContext) -> None:
     n.out(0, result, dims, content)
 
 
-_COMPARISONS = frozenset("Equal Less Greater LessOrEqual GreaterOrEqual And Or Xor".split())
+_COMPARISONS = frozenset(["Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Xor"])
 
 
 def _unknown_like(n: NodeContext, index: int, other: np.ndarray | None) -> np.ndarray | None:
@@ -170,7 +163,7 @@ def _unknown_like(n: NodeContext, index: int, other: np.ndarray | None) -> np.nd
     )
 
 
-@rule("Max", "Min", "Sum", "Mean")
+@rule("Max Min Sum Mean")
 def variadic_operator(n: NodeContext) -> None:
     """Any number of inputs, broadcast."""
     count = len(n.inputs)
@@ -217,7 +210,7 @@ def where(n: NodeContext) -> None:
     n.out(0, dtype, dims, content)
 
 
-@rule("Cast", "CastLike", "BitCast")
+@rule("Cast CastLike BitCast")
 def cast_to(n: NodeContext) -> None:
     """Another element type; sizes stay known through integer and float types."""
     if n.node.op_type == "CastLike":
@@ -234,7 +227,7 @@ def cast_to(n: NodeContext) -> None:
     n.out(0, dtype, n.dims(0), content)
 
 
-@rule("IsNaN", "IsInf")
+@rule("IsNaN IsInf")
 def is_special(n: NodeContext) -> None:
     """A boolean for each element."""
     n.out(0, BOOL, n.dims(0))
@@ -248,14 +241,14 @@ def dropout(n: NodeContext) -> None:
     n.out(1, BOOL if n.opset >= 10 else n.dtype(0), dims)
 
 
-@rule("RandomNormalLike", "RandomUniformLike", "EyeLike")
+@rule("RandomNormalLike RandomUniformLike EyeLike")
 def like_with_dtype(n: NodeContext) -> None:
     """The first input's shape, with an element type of its own if given."""
     given = n.attr("dtype")
     n.out(0, ir.DataType(given) if given is not None else n.dtype(0), n.dims(0))
 
 
-@rule("RandomNormal", "RandomUniform")
+@rule("RandomNormal RandomUniform")
 def random_tensor(n: NodeContext) -> None:
     """The shape is an attribute."""
     shape = n.attr("shape")

@@ -26,7 +26,7 @@ def matmul_dims(a: Dims | None, b: Dims | None) -> Dims | None:
     return None if batch is None else (*batch, a[-2], b[-1])
 
 
-@rule("MatMul", "MatMulInteger", "QLinearMatMul")
+@rule("MatMul MatMulInteger QLinearMatMul")
 def matmul(n: NodeContext) -> None:
     """Matrix product; the quantized forms have other operands between, and other result types."""
     op = n.node.op_type
@@ -139,7 +139,7 @@ def _windowed(n: NodeContext, dims: Dims, kernel: list[DimLike]) -> list[DimLike
     ]
 
 
-@rule("Conv", "ConvInteger", "QLinearConv", "DeformConv")
+@rule("Conv ConvInteger QLinearConv DeformConv")
 def conv(n: NodeContext) -> None:
     """``(N, M, spatial...)``; symbolic spatial dimensions give exact expressions."""
     op = n.node.op_type
@@ -150,11 +150,9 @@ def conv(n: NodeContext) -> None:
         n.out(0, dtype, None if weight is None else (None,) * len(weight))
         return
     shape = n.attr("kernel_shape")
-    kernel: list[DimLike]
-    if shape:
-        kernel = list(shape)
-    else:
-        kernel = [None] * (len(dims) - 2) if weight is None else list(weight[2:])
+    if not shape:
+        shape = (None,) * (len(dims) - 2) if weight is None else weight[2:]
+    kernel: list[DimLike] = list(shape)
     if len(kernel) != len(dims) - 2:
         n.out(0, dtype)
         return
@@ -192,7 +190,7 @@ def conv_transpose(n: NodeContext) -> None:
     n.out(0, dtype, (dims[0], None if channels is None else channels * n.attr("group", 1), *spatial))
 
 
-@rule("AveragePool", "LpPool", "MaxPool")
+@rule("AveragePool LpPool MaxPool")
 def pool(n: NodeContext) -> None:
     """Windows over the spatial axes; MaxPool's second output holds indices."""
     dims, dtype = n.dims(0), n.dtype(0)
@@ -206,7 +204,7 @@ def pool(n: NodeContext) -> None:
     n.out(1, INT64, result)
 
 
-@rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@rule("GlobalAveragePool GlobalMaxPool GlobalLpPool")
 def global_pool(n: NodeContext) -> None:
     """Every spatial axis becomes one."""
     dims = n.dims(0)
@@ -221,14 +219,10 @@ def batch_normalization(n: NodeContext) -> None:
         n.out(i, n.dtype(3) or n.dtype(0), n.dims(3))
 
 
-@rule("InstanceNormalization", "GroupNormalization", "RMSNormalization", "SwiGLU")
+@rule("InstanceNormalization GroupNormalization RMSNormalization")
 def normalization(n: NodeContext) -> None:
     """The input's shape and type."""
-    dims = n.dims(0)
-    if n.node.op_type == "SwiGLU" and dims is not None:
-        axis = n.attr("axis", -1) % len(dims)
-        dims = (*dims[:axis], None, *dims[axis + 1 :])
-    n.out(0, n.dtype(0), dims)
+    n.out(0, n.dtype(0), n.dims(0))
 
 
 @rule("LayerNormalization")
@@ -280,16 +274,13 @@ def col2im(n: NodeContext) -> None:
         n.out(0, n.dtype(0))
         return
     channels = dims[1]
-    if channels is not None and block:
-        channels = floor_div(channels, math.prod(block))
-    else:
-        channels = None
+    channels = floor_div(channels, math.prod(block)) if channels is not None and block else None
     n.out(0, n.dtype(0), (dims[0], channels, *image))
 
 
 @rule("STFT")
 def stft(n: NodeContext) -> None:
-    """``(batch, frames, bins, 2)``; one-sided (the default) keeps the first half of the bins and the middle."""
+    """``(batch, frames, bins, 2)``; one-sided (the default) keeps the bins up to the middle."""
     dims = n.dims(0)
     step, length = n.scalar(1), n.scalar(3)
     if length is None and n.has(2) and (window := n.dims(2)):

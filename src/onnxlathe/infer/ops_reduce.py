@@ -14,8 +14,8 @@ INT64 = ir.DataType.INT64
 
 
 @rule(
-    *"ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd".split(),
-    *"ReduceSum ReduceSumSquare".split(),
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
+    "ReduceSum ReduceSumSquare"
 )
 def reduce_(n: NodeContext) -> None:
     """Axes are an attribute, or an input since opset 18 (ReduceSum: 13)."""
@@ -52,13 +52,15 @@ def reduce_(n: NodeContext) -> None:
 def _reduced(known: Content, op: str, axes: set[int], keep: bool, dtype: ir.DataType) -> Content | None:
     rest = [a for a in range(known.ndim) if a not in axes]
     kept_shape = [known.shape[a] for a in rest]
-    rows = known.transpose([*rest, *sorted(axes)]).reshape(math.prod(kept_shape), math.prod(known.shape[a] for a in axes))
+    rows = known.transpose([*rest, *sorted(axes)]).reshape(
+        math.prod(kept_shape), math.prod(known.shape[a] for a in axes)
+    )
     flat = as_content([fold_reduce(op, row.tolist(), dtype) for row in rows])
     shape = [1 if a in axes else known.shape[a] for a in range(known.ndim)] if keep else kept_shape
     return flat.reshape(shape)
 
 
-@rule("ArgMax", "ArgMin")
+@rule("ArgMax ArgMin")
 def arg_extreme(n: NodeContext) -> None:
     """Indices along one axis."""
     dims = n.dims(0)

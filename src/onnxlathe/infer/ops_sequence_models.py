@@ -6,7 +6,7 @@ from onnxlathe.infer.context import NodeContext, rule
 from onnxlathe.infer.dims import DimLike, Dims, floor_div
 
 
-@rule("LSTM", "GRU", "RNN")
+@rule("LSTM GRU RNN")
 def recurrent(n: NodeContext) -> None:
     """All steps, then the last hidden (and cell) state; ``layout`` 1 puts the batch first."""
     dims, weight, recurrence = n.dims(0), n.dims(1), n.dims(2)

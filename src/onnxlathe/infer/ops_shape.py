@@ -1,4 +1,4 @@
-"""Rules of operators that ask for shapes, make tensors of given shapes, or change a shape without its data."""
+"""Rules of operators that ask for shapes, make tensors of given shapes, or change shapes alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from onnxlathe.infer.contents import MAX_ENTRIES, Content, as_content
 from onnxlathe.infer.context import NodeContext, broadcast_dim, normal_axis, product, rule
-from onnxlathe.infer.dims import Dim, DimLike, Dims, ceil_div, floor_div, lower, maximum
-from onnxlathe.infer.values import constant_tensor, content_of, static_size
+from onnxlathe.infer.dims import Dim, DimLike, Dims, ceil_div, floor_div, maximum
+from onnxlathe.infer.fallback import infer_by_schema
+from onnxlathe.infer.values import constant_tensor, static_size
 
 INT64 = ir.DataType.INT64
 
@@ -45,7 +46,7 @@ def constant(n: NodeContext) -> None:
         dtype = ir.DataType.STRING if tensor.dtype == object else ir.DataType.from_numpy(tensor.dtype)
         n.out(0, dtype, tensor.shape)
     else:
-        n.out(0, tensor.dtype, [int(d) for d in tensor.shape])
+        n.out(0, tensor.dtype, tensor.shape.numpy())
 
 
 @rule("ConstantOfShape")
@@ -261,9 +262,10 @@ def range_(n: NodeContext) -> None:
     if start is not None and limit is not None and delta is not None and delta != 0:
         numbers = all(isinstance(x, int | float) for x in (start, limit, delta))
         if numbers and dtype in (INT64, ir.DataType.INT32, ir.DataType.INT16):
-            length = max(0, -((start - limit) // delta))
-            if length <= MAX_ENTRIES:
-                content = as_content([start + i * delta for i in range(length)])
+            count = max(0, -((start - limit) // delta))
+            length = count
+            if count <= MAX_ENTRIES:
+                content = as_content([start + i * delta for i in range(count)])
         elif numbers:
             length = max(0, int(np.ceil((limit - start) / delta)))
         elif all(isinstance(x, int | Dim) or (type(x) is float and x.is_integer()) for x in (start, limit)):
@@ -290,7 +292,7 @@ def one_hot(n: NodeContext) -> None:
     n.out(0, n.dtype(2), (*dims[:axis], depth if isinstance(depth, int | Dim) else None, *dims[axis:]))
 
 
-@rule("DepthToSpace", "SpaceToDepth")
+@rule("DepthToSpace SpaceToDepth")
 def blocks(n: NodeContext) -> None:
     """Moves blocks between depth and space."""
     dims, dtype = n.dims(0), n.dtype(0)
@@ -340,7 +342,7 @@ def pad(n: NodeContext) -> None:
     n.out(0, dtype, result)
 
 
-@rule("Resize", "Upsample")
+@rule("Resize Upsample")
 def resize(n: NodeContext) -> None:
     """Sizes, or scales (rounded down), for all or some axes."""
     dims, dtype = n.dims(0), n.dtype(0)
@@ -353,10 +355,12 @@ def resize(n: NodeContext) -> None:
     result: list[DimLike] = list(dims)
     is_resize = n.node.op_type == "Resize"
     sizes_at, scales_at = (3, 2) if is_resize and n.opset >= 11 else (99, 1)
-    policy = n.attr("keep_aspect_ratio_policy", "stretch")
+    if n.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        infer_by_schema(n)
+        return
     if n.has(sizes_at) and n.dims(sizes_at) != (0,):
         entries = n.entries(sizes_at)
-        if entries is None or policy != "stretch":
+        if entries is None:
             entries = [None] * len(axes)
         for axis, entry in zip(axes, entries, strict=False):
             result[axis] = entry if isinstance(entry, int | Dim) else None

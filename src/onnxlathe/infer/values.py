@@ -170,11 +170,7 @@ def content_of(value: ir.Value) -> Content | None:
     tensor = constant_tensor(value)
     if tensor is None:
         return None
-    shape = tensor.shape
-    size = 1
-    for dim in shape:
-        size *= int(dim)
-    if size > MAX_ENTRIES:
+    if tensor.size > MAX_ENTRIES:
         return None
     cached = value.meta.get(_CONSTANT)
     if cached is not None and cached[0] is tensor:
@@ -240,8 +236,10 @@ def merge_dim(inferred: DimLike, declared: DimLike) -> DimLike:
     if is_fresh(inferred) and not is_fresh(declared):
         return declared
     # torch.export declares x[:, :1] to have size 1, where only min(1, seq) is certain: it knows its ranges.
-    if type(declared) is int and (call := inferred.call) is not None and call.kind in ("min", "max"):
-        return declared if declared in call.args else inferred
+    if isinstance(inferred, Dim) and type(declared) is int:
+        call = inferred.call
+        if call is not None and call.kind in ("min", "max") and declared in call.args:
+            return declared
     return inferred
 
 
@@ -280,7 +278,7 @@ def refine(
             if declared != dims:
                 if len(declared) != len(dims):
                     note(
-                        f"value {value.name!r} is declared with {len(declared)} dimensions, but has {len(dims)}"
+                        f"value {value.name!r} is declared of rank {len(declared)}, but has rank {len(dims)}"
                     )
                     value.shape = shape_of(dims)
                     changed = True

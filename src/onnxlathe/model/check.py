@@ -21,6 +21,13 @@ from .protos import check_tensor, dense, infer_attribute_type, tensors_of, text
 # Messages of onnx are untyped here: NodeProto, GraphProto, and so on.
 Proto = Any
 
+# Attributes whose value is one message, and the field that holds it.
+_SINGLE = {
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+}
+
 _MAX_NAMED = 8  # nodes or tensors that one message names
 
 
@@ -277,6 +284,9 @@ class Checker:
             names.add(attribute.name)
             if not attribute.type and not attribute.ref_attr_name:
                 infer_attribute_type(attribute)  # left out by exporters of 2017
+            field = _SINGLE.get(attribute.type)
+            if field and not attribute.ref_attr_name and not attribute.HasField(field):
+                raise ModelError(f"attribute {attribute.name!r} of {_label(node, index)} has no value")
             if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
                 if node.op_type != "Constant" or _domain(node.domain):
                     raise ModelError(
@@ -324,6 +334,8 @@ class Checker:
         ids: dict[tuple[str, str, str], int] = {}
         functions = list(self.proto.functions)
         for index, function in enumerate(functions):
+            text(function.name, "a function")
+            text(function.overload, "a function's overload")
             key = (_domain(function.domain), function.name, function.overload)
             if key in ids:
                 raise ModelError(f"function {function.name!r} of domain {key[0]!r} is defined twice")
@@ -345,8 +357,8 @@ class Checker:
 # Helpers --------------------------------------------------------------------------------------------
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
+def _domain(domain: str | bytes) -> str:
+    return "" if domain == "ai.onnx" else text(domain, "an operator domain")
 
 
 def _nodes(bodies: list[Proto]) -> Iterator[Proto]:

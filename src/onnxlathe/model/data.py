@@ -205,6 +205,7 @@ def _as_type(where: str, array: np.ndarray, spec: InputSpec, notes: list[str]) -
         with np.errstate(all="ignore"):
             cast = array.astype(wanted)
             same = floating or bool(np.array_equal(cast.astype(array.dtype), array))
+            same = same and bool(np.array_equal(cast < 0, array < 0))
             overflow = floating and bool((np.isinf(cast.astype(np.float64)) & np.isfinite(array)).any())
         if same and not overflow:
             note = f"{where}: input {spec.name!r} was converted from {array.dtype} to {wanted}"

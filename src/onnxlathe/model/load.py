@@ -78,9 +78,15 @@ def load(path: str | os.PathLike[str], *, strict: bool = False) -> Model:
         loader = _Weights(file, elided)
         loader.check(proto)
         checker = Checker(proto, strict=strict, digest=loader.digest)
-        checker.run()
-        types = _take_types(proto)
-        graph_model = _deserialize(proto)
+        try:
+            checker.run()
+            types = _take_types(proto)
+            graph_model = _deserialize(proto)
+        except UnicodeDecodeError as error:  # names are checked; this is for texts that nobody else reads
+            raise ModelError(
+                f"{str(path)!r} has a text that is no UTF-8: {error.object[:40]!r}",
+                hint="The file is damaged; export the model again.",
+            ) from None
         if types:
             graph_model.graph.meta[TYPES_KEY] = types
         model = Model(graph_model, path=Path(path), repairs=checker.repairs)
@@ -209,6 +215,8 @@ def _deserialize(proto: Any) -> ir.Model:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
+        if isinstance(cause, UnicodeDecodeError):
+            raise cause from None
         raise ModelError(
             f"the model cannot be represented: {str(cause).splitlines()[0]}",
             hint="It uses something that onnx_ir does not support, or is damaged.",

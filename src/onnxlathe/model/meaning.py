@@ -8,6 +8,7 @@ OneHot, …) into a range; `spatial_rank` tells images and audio from other numb
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -233,14 +234,15 @@ def limits(uses: list[Use], bindings: Mapping[str, int]) -> tuple[int, int] | No
     low, high, found = -(2**31), 2**31 - 1, False
     for use in uses:
         limit = _index_limit(use, bindings)
-        if limit == 0 or use.scale <= 0:
+        if limit == 0 or use.scale == 0:
             continue
         found = True
-        last = (limit or 1) - 1
-        low = max(low, int(np.ceil(-use.low / use.scale)))
-        high = min(high, int((last - use.high) // use.scale))
+        ends = (-use.low / use.scale, ((limit or 1) - 1 - use.high) / use.scale)
+        low, high = max(low, math.ceil(min(ends))), min(high, math.floor(max(ends)))
     if not found:
         return None
+    if high >= 0:
+        low = max(low, 0)  # an offset may allow negative numbers; ids are not
     return low, max(low, high)
 
 

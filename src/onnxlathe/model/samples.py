@@ -135,9 +135,8 @@ def default_bindings(model: Model, variant: int, *, given: Mapping[str, int] | N
             sizes[symbol] = _SIZES[_kind(spec, axis, symbol, spatial)][variant % VARIANTS]
     for spec, _, symbol in later:
         sizes.setdefault(symbol, _total_length(specs, sizes, variant, spec))
-    for symbol in plain - sizes.keys():  # an expression that comes out useless is a name after all
-        size = evaluate(symbol, sizes)
-        if size is None or size < 1:
+    for symbol in sorted(plain - sizes.keys()):
+        if evaluate(symbol, sizes) is None:  # what looked like an expression is none after all
             sizes[symbol] = _SIZES["other"][variant % VARIANTS]
     return sizes
 
@@ -181,7 +180,8 @@ def _total_length(specs: Sequence[InputSpec], sizes: Mapping[str, int], variant:
             size = evaluate(other.symbol(axis) or "", sizes)
             if size is None:
                 continue
-            if re.search("past|cache", (other.symbol(axis) or "").lower()):
+            symbol = other.symbol(axis) or ""
+            if re.search("past|cache", symbol.lower()) and symbols_in(symbol) == {symbol}:
                 past = size
             elif other.dtype.is_integer() and other is not spec and len(other.dims or ()) == 2:
                 new = new or size

@@ -150,7 +150,8 @@ def output_precisions(model: Model) -> dict[str, str]:
 
 
 def _note(coarsest: dict[ir.Value, str], value: ir.Value, through: str | None) -> None:
-    own = precision_of(value.dtype.name) if value.dtype is not None else None
+    names = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
+    own = precision_of(names.get(value.dtype, value.dtype.name)) if value.dtype is not None else None
     rows = [row for row in (own, through) if row is not None]
     if rows:
         coarsest[value] = rows[0] if len(rows) == 1 else coarser(*rows)

@@ -1,0 +1,156 @@
+"""Arithmetic with constants, one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.rewrite import Builder, NodeRule, is_constant
+from onnxlathe_passes.conditions import FLOATS, Array, producer, small_constant, used_once
+
+T = ir.DataType
+_INTEGERS = frozenset({T.INT8, T.INT16, T.INT32, T.INT64, T.UINT8, T.UINT16, T.UINT32, T.UINT64})
+# Half of a type's bits of precision, and of its range of exponents: with constants inside of these, one
+# rounding instead of two is all that changes.
+_HALF_PRECISION = {T.FLOAT16: 2.0**5, T.BFLOAT16: 2.0**4, T.FLOAT: 2.0**12, T.DOUBLE: 2.0**26}
+_HALF_RANGE = {T.FLOAT16: 2.0**7, T.BFLOAT16: 2.0**63, T.FLOAT: 2.0**63, T.DOUBLE: 2.0**511}
+
+
+def _with_constant(node: ir.Node) -> tuple[ir.Value, Array] | None:
+    """The operands of a node as a tensor and a constant; the constant of Sub and Div is the right one."""
+    left, right = node.inputs
+    array = small_constant(right)
+    if array is not None and left is not None and not is_constant(left):
+        return left, array
+    if node.op_type in ("Add", "Mul") and right is not None and not is_constant(right):
+        array = small_constant(left)
+        return None if array is None else (right, array)
+    return None
+
+
+def _joined(left: Array, right: Array, compute: Any, dtype: ir.DataType) -> Array | None:
+    """The constants combined, floats in double precision."""
+    try:
+        with np.errstate(all="ignore"):
+            if dtype in FLOATS:
+                result = compute(left.astype(np.float64), right.astype(np.float64))
+            else:
+                result = compute(left, right)
+    except ValueError:
+        return None
+    if result.size > max(left.size, right.size):
+        return None
+    return np.asarray(result)
+
+
+def _moderate(arrays: list[Array], limit: float, *, from_below: bool) -> bool:
+    """Whether all numbers are well inside of the type's limits (or 0)."""
+    for array in arrays:
+        sizes = np.abs(array.astype(np.float64))
+        sizes = sizes[sizes != 0]
+        if not np.isfinite(sizes).all() or (sizes > limit).any():
+            return False
+        if from_below and (sizes < 1 / limit).any():
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class ScaleChain(NodeRule):
+    """(x * a) * b = x * (a*b); (x / a) / b = x / (a*b); (x * a) / b = x * (a/b); (x / a) * b = x * (b/a).
+
+    For floating point, where a and b are far from the limits of their type; integers only multiply. The
+    constants are combined in double precision.
+    """
+
+    name = "scale_chain"
+    group = "tidy"
+    min_opset = 7
+    example = """
+    %a = Mul(%x, 0.5)
+    %y = Mul(%a, 0.25)
+    →
+    %y = Mul(%x, 0.125)
+    """
+
+    visits = ("Mul", "Div")
+
+    def visit(self, op: Builder, node: ir.Node) -> Any:
+        outer = _with_constant(node)
+        below = producer(outer[0], "Mul", "Div") if outer is not None else None
+        if outer is None or below is None or not used_once(outer[0]):
+            return None
+        inner, dtype = _with_constant(below), outer[0].dtype
+        if inner is None or dtype is None:
+            return None
+        (x, a), b = inner, outer[1]
+        kinds = (below.op_type, node.op_type)
+        if dtype in FLOATS:
+            if not _moderate([a, b], _HALF_RANGE[dtype], from_below=True):
+                return None
+        elif dtype not in _INTEGERS or kinds != ("Mul", "Mul"):
+            return None
+        if (kinds[0] == "Div" and not a.all()) or (kinds[1] == "Div" and not b.all()):
+            return None
+        if kinds == ("Mul", "Div"):
+            factor = _joined(a, b, np.divide, dtype)
+        elif kinds == ("Div", "Mul"):
+            factor = _joined(b, a, np.divide, dtype)
+        else:
+            factor = _joined(a, b, np.multiply, dtype)
+        if factor is None or (
+            dtype in FLOATS and not _moderate([factor], _HALF_RANGE[dtype], from_below=True)
+        ):
+            return None
+        constant = op.constant(factor, dtype)
+        return op.Div(x, constant) if kinds == ("Div", "Div") else op.Mul(x, constant)
+
+
+@dataclass(frozen=True)
+class OffsetChain(NodeRule):
+    """(x + a) + b = x + (a+b); (x - a) - b = x - (a+b); (x + a) - b = x + (a-b); (x - a) + b = x + (b-a).
+
+    For floating point only with numbers so small that nothing of x is lost in between: adding and
+    subtracting 2^23 is how some programs round.
+    """
+
+    name = "offset_chain"
+    group = "tidy"
+    min_opset = 7
+    example = """
+    %a = Add(%x, 1.0)
+    %y = Add(%a, 0.5)
+    →
+    %y = Add(%x, 1.5)
+    """
+
+    visits = ("Add", "Sub")
+
+    def visit(self, op: Builder, node: ir.Node) -> Any:
+        outer = _with_constant(node)
+        below = producer(outer[0], "Add", "Sub") if outer is not None else None
+        if outer is None or below is None or not used_once(outer[0]):
+            return None
+        inner, dtype = _with_constant(below), outer[0].dtype
+        if inner is None or dtype is None:
+            return None
+        (x, a), b = inner, outer[1]
+        if dtype in FLOATS:
+            if not _moderate([a, b], _HALF_PRECISION[dtype], from_below=False):
+                return None
+        elif dtype not in _INTEGERS:
+            return None
+        kinds = (below.op_type, node.op_type)
+        if kinds == ("Add", "Sub"):
+            term = _joined(a, b, np.subtract, dtype)
+        elif kinds == ("Sub", "Add"):
+            term = _joined(b, a, np.subtract, dtype)
+        else:
+            term = _joined(a, b, np.add, dtype)
+        if term is None:
+            return None
+        constant = op.constant(term, dtype)
+        return op.Sub(x, constant) if kinds == ("Sub", "Sub") else op.Add(x, constant)

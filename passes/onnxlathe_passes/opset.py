@@ -1,0 +1,126 @@
+"""Raising the version of the standard operator set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxlathe import Model, UsageError
+from onnxlathe.rewrite import Context, Pass, option, subgraphs
+from onnxlathe_passes.opset_steps import OLDEST, Draft, Refused, advance
+
+
+@dataclass(frozen=True)
+class Opset(Pass):
+    """Raise the operator set, where every node keeps its meaning, so that newer operators can be used.
+
+    LayerNormalization came with version 17, Gelu with 20, RMSNormalization with 23, Swish with 24; TensorRT
+    and ONNX Runtime take all of these. Each node is followed through every version of its operator:
+    attributes that became inputs become constants, and where an operator means something else since some
+    version, the model is raised up to there and no further.
+    """
+
+    name = "opset"
+    needs = frozenset({"shapes"})
+    keeps = frozenset({"shapes"})
+    example = """
+    opset 13:  %y = ReduceMean<axes=[-1]>(%x)
+    →
+    opset 23:  %y = ReduceMean(%x, [-1])
+    """
+
+    version: int = option(23, "the version to raise to; a model of a later one stays as it is")
+
+    def run(self, model: Model, context: Context) -> int:
+        newest = onnx.defs.onnx_opset_version()
+        if not 1 <= self.version <= newest:
+            raise UsageError(
+                f"pass 'opset' cannot raise to version {self.version}", hint=f"the newest known is {newest}"
+            )
+        scopes: list[tuple[ir.Graph, dict[str, int], bool]] = [(model.graph, model.ir.opset_imports, False)]
+        scopes += [(f.graph, f.opset_imports, True) for f in model.ir.functions.values()]
+        scopes = [s for s in scopes if 0 < s[1].get("", 0) < self.version]
+        if not scopes:
+            return 0
+        oldest = min(imports[""] for _, imports, _ in scopes)
+        if oldest < OLDEST:
+            context.note(f"opset {oldest} stays: versions before {OLDEST} are too different to be raised")
+            return 0
+        drafts: list[Draft] = []
+        stop = ""
+        for version in range(self.version, oldest, -1):
+            try:
+                drafts = [d for graph, imports, _ in scopes for d in _plan(graph, imports[""], version)]
+            except Refused as refused:
+                stop = str(refused)
+                continue
+            break
+        else:
+            version = oldest
+        if stop:
+            context.note(f"opset {version} rather than {self.version}: {stop}")
+        if version == oldest or not context.permit(self.name):
+            return 0
+        functions = {graph for graph, _, in_function in scopes if in_function}
+        for draft in drafts:
+            _commit(draft, context, functions)
+            context.record(self.name, [draft.node], [draft.node])
+        for _, imports, _ in scopes:
+            imports[""] = max(version, imports[""])
+        needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
+        model.ir.ir_version = max(model.ir.ir_version, needed)
+        return max(1, len(drafts))
+
+
+def _plan(graph: ir.Graph, old: int, new: int) -> Iterator[Draft]:
+    """The nodes that have to change, as they will be."""
+    for node in graph:
+        for inner in subgraphs(node):
+            yield from _plan(inner, old, new)
+        if node.domain != "":
+            continue
+        draft = Draft.of(node)
+        try:
+            advance(draft, old, new)
+        except Refused as refused:
+            raise Refused(f"node '{node.name}' ({node.op_type}): {refused}") from None
+        if draft.changed:
+            yield draft
+
+
+def _commit(draft: Draft, context: Context, functions: set[ir.Graph]) -> None:
+    node = draft.node
+    node.op_type = draft.op_type
+    node.attributes.clear()
+    node.attributes.update(draft.attributes)
+    node.resize_inputs(len(draft.inputs))
+    for index, value in enumerate(draft.inputs):
+        if isinstance(value, np.ndarray):
+            value = _constant(value, f"{node.name}/const", node, context, functions)
+        node.replace_input_with(index, value)
+
+
+def _constant(
+    array: object, name: str, node: ir.Node, context: Context, functions: set[ir.Graph]
+) -> ir.Value:
+    graph = node.graph
+    assert graph is not None
+    tensor = ir.Tensor(np.asarray(array))
+    value = ir.Value(
+        name=context.names.value(name),
+        shape=ir.Shape(tensor.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    if graph in functions:
+        # A function body has no initializers.
+        holder = ir.Node("", "Constant", (), [ir.AttrTensor("value", tensor)], outputs=[value])
+        holder.name = context.names.node(f"{node.name}/Constant")
+        graph.insert_before(node, holder)
+    else:
+        graph.register_initializer(value)
+    return value

@@ -1,0 +1,156 @@
+"""Reductions next to each other, of nothing, and next to Squeeze and Unsqueeze."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxlathe.infer import dims_of
+from onnxlathe.rewrite import Builder, NodeRule, attribute
+from onnxlathe_passes.conditions import FLOATS, from_front, int64, numbers, operand, producer, rank, used_once
+from onnxlathe_passes.views import axes_of, squeeze
+
+# f over some axes and then over others is f over all of them.
+_NESTING = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")
+_REDUCTIONS = (*_NESTING, "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")
+# f over one element is that element.
+_TRIVIAL = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The axes of a reduction, ascending and counted from the front, and whether they are kept as 1."""
+
+    axes: list[int]
+    keepdims: bool
+
+
+def reduction(node: ir.Node, opset: int) -> Reduction | None:
+    """What a Reduce… operator reduces, where that is known."""
+    axes_of_x = rank(node.inputs[0])
+    if opset < _axes_are_an_input_since(node.op_type):
+        axes = attribute(node, "axes", opset)
+    else:
+        axes = numbers(operand(node, 1))
+        if axes is None and operand(node, 1) is not None:
+            return None
+    if not axes:
+        if axes_of_x is None:
+            return None
+        axes = [] if attribute(node, "noop_with_empty_axes", opset) else range(axes_of_x)
+    found = from_front(axes, axes_of_x)
+    return None if found is None else Reduction(sorted(found), bool(attribute(node, "keepdims", opset)))
+
+
+def _axes_are_an_input_since(op_type: str) -> int:
+    return 13 if op_type == "ReduceSum" else 18
+
+
+def reduce(op: Builder, op_type: str, x: ir.Value | None, axes: Sequence[int], keepdims: bool) -> ir.Value:
+    """A Reduce… operator as this opset spells it."""
+    keep = {"keepdims": int(keepdims)}
+    if op.opset < _axes_are_an_input_since(op_type):
+        return op.node(op_type, [x], {"axes": list(axes), **keep}).outputs[0]
+    return op.node(op_type, [x, int64(axes)], keep).outputs[0]
+
+
+@dataclass(frozen=True)
+class ReduceChain(NodeRule):
+    """ReduceSum(ReduceSum(x, a), b) = ReduceSum(x, a and b); the same for Mean, Max, Min, Prod, L1, L2."""
+
+    name = "reduce_chain"
+    group = "tidy"
+    example = """
+    %a = ReduceMax(%x, axes=[3], keepdims=0)
+    %y = ReduceMax(%a, axes=[2], keepdims=0)
+    →
+    %y = ReduceMax(%x, axes=[2, 3], keepdims=0)
+    """
+
+    visits = _NESTING
+
+    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+        value = node.inputs[0]
+        inner = producer(value, node.op_type)
+        if value is None or inner is None or not used_once(value):
+            return None
+        if node.op_type in ("ReduceMean", "ReduceL2") and value.dtype not in FLOATS:
+            return None  # integers round in between
+        first, second = reduction(inner, op.opset), reduction(node, op.opset)
+        if first is None or second is None or not first.axes or not second.axes:
+            return None
+        if first.keepdims != second.keepdims:
+            return None
+        added = second.axes
+        if not first.keepdims:
+            total = rank(inner.inputs[0])
+            if total is None:
+                return None
+            kept = [axis for axis in range(total) if axis not in first.axes]
+            added = [kept[axis] for axis in added]
+        axes = sorted({*first.axes, *added})
+        return reduce(op, node.op_type, inner.inputs[0], axes, second.keepdims)
+
+
+@dataclass(frozen=True)
+class NoopReduce(NodeRule):
+    """ReduceSum(x) over axes of size 1 = x, or Squeeze(x); the same for Mean, Max, Min, Prod."""
+
+    name = "noop_reduce"
+    group = "tidy"
+    reach = 1
+    example = """
+    %y = ReduceMean(%x, axes=[1], keepdims=0)      # x: [batch, 1, 8]
+    →
+    %y = Squeeze(%x, axes=[1])
+    """
+
+    visits = _TRIVIAL
+
+    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+        x = node.inputs[0]
+        what = reduction(node, op.opset)
+        dims = dims_of(x) if x is not None else None
+        if what is None or dims is None or any(dims[axis] != 1 for axis in what.axes):
+            return None
+        return x if what.keepdims or not what.axes else squeeze(op, x, what.axes)
+
+
+@dataclass(frozen=True)
+class ReduceKeepdims(NodeRule):
+    """Unsqueeze(Reduce(x, axes, keepdims=0), axes) = Reduce(x, axes, keepdims=1), and back with Squeeze.
+
+    For all Reduce… operators, ArgMax and ArgMin.
+    """
+
+    name = "reduce_keepdims"
+    group = "tidy"
+    example = """
+    %a = ReduceMean(%x, axes=[2], keepdims=0)
+    %y = Unsqueeze(%a, axes=[2])
+    →
+    %y = ReduceMean(%x, axes=[2], keepdims=1)
+    """
+
+    visits = ("Unsqueeze", "Squeeze")
+
+    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+        value = node.inputs[0]
+        inner = producer(value, *_REDUCTIONS, "ArgMax", "ArgMin")
+        if value is None or inner is None or not used_once(value):
+            return None
+        keep = node.op_type == "Unsqueeze"
+        axes = axes_of(node, op.opset)
+        if inner.op_type in ("ArgMax", "ArgMin"):
+            found = from_front([attribute(inner, "axis", op.opset)], rank(inner.inputs[0]))
+            if found is None or found != axes or bool(attribute(inner, "keepdims", op.opset)) == keep:
+                return None
+            last = attribute(inner, "select_last_index", op.opset)
+            options = {"axis": found[0], "keepdims": int(keep), "select_last_index": last or None}
+            return op.node(inner.op_type, inner.inputs[:1], options).outputs[0]
+        what = reduction(inner, op.opset)
+        if what is None or not what.axes or what.keepdims == keep or what.axes != axes:
+            return None
+        return reduce(op, inner.op_type, inner.inputs[0], what.axes, keep)
