@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,12 +29,18 @@ def parse(text: str, opset: int = 17, weights: Mapping[str, Array] | None = None
     return model
 
 
+@functools.cache
+def registry() -> Registry:
+    """The installed passes."""
+    return Registry.standard()
+
+
 def optimized(proto: onnx.ModelProto, pipeline: str) -> onnx.ModelProto:
     """The model after a pipeline, its invariants checked after every step."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     model = Model(ir.from_proto(copy))
-    Runner(paranoid=True).run(model, plan(pipeline, Registry.standard()))
+    Runner(paranoid=True).run(model, plan(pipeline, registry()))
     result = ir.to_proto(model.ir)
     onnx.checker.check_model(result)
     return result

@@ -6,10 +6,10 @@ import contextlib
 
 import onnx_ir as ir
 import pytest
-from helpers import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import parse
 from onnxlathe.errors import ModelError, UsageError
 from onnxlathe.model import Model
 from onnxlathe.model.shapes import (

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers import parse
 
+from helpers import parse
 from onnxlathe.errors import ModelError, UsageError
 from onnxlathe.model import Model, load
 from onnxlathe.model.samples import VARIANTS, default_bindings, sample_inputs

@@ -223,7 +223,9 @@ def placed(chain: Chain, where: str) -> onnx.ModelProto:
     final = [info(chain.value, None, types[chain.value])]
     if where == "branch":
         body = helper.make_graph(chain.nodes, "then", [], final)
-        other = helper.make_graph([helper.make_node("Exp", ["x"], ["z"])], "else", [], [info("z")])
+        shape = numpy_helper.from_array(np.ones(len(chain.shape), np.int64), "shape")
+        ones = helper.make_node("ConstantOfShape", ["shape"], ["z"])
+        other = helper.make_graph([ones], "else", [], [info("z")], [shape])
         nodes = [helper.make_node("If", ["go"], ["y"], then_branch=body, else_branch=other)]
         return model(nodes, ["y"])
     inputs = [info("i", [], TensorProto.INT64), info("on", [], TensorProto.BOOL)]

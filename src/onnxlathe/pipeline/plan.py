@@ -234,7 +234,7 @@ def convert(value: Any, option: Option, owner: str) -> Any:
         if isinstance(value, int) and not isinstance(value, bool) and kind is str:
             value = str(value)
         return msgspec.convert(value, kind, strict=True)
-    except (msgspec.ValidationError, TypeError) as error:
+    except (msgspec.ValidationError, TypeError, UsageError) as error:
         shown = "bytes (64MiB)" if is_size else getattr(kind, "__name__", str(kind))
         raise UsageError(
             f"option {option.name}={show(value)} of pass '{owner}' is not of type {shown}",

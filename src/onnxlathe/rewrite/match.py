@@ -128,19 +128,20 @@ class _Matcher:
             return found.nodes[node] is pattern and rest()
         if pattern.num_outputs != 1 and len(node.outputs) != pattern.num_outputs:
             return False
-        names = self._attributes(pattern, node)
-        if names is None:
+        before = {name: found.bindings[name] for name in _names(pattern) if name in found.bindings}
+        if not self._attributes(pattern, node):
             return False
         found.nodes[node] = pattern
         if pattern.name:
             found.bindings[pattern.name] = node
-            names.append(pattern.name)
         for order in _orders(pattern, node):
             if self._inputs(pattern.inputs, order, rest):
                 return True
         del found.nodes[node]
-        for name in names:
-            del found.bindings[name]
+        # A pattern met at a second node must leave what it bound at the first.
+        for name in _names(pattern):
+            found.bindings.pop(name, None)
+        found.bindings.update(before)
         return False
 
     def _inputs(
@@ -166,36 +167,38 @@ class _Matcher:
 
     def _alternative(self, pattern: AnyOf, value: ir.Value, rest: Rest) -> bool:
         bindings = self.found.bindings
+        before = bindings.get(pattern.tag)
         for index, option in enumerate(pattern.options):
             if pattern.tag:
                 bindings[pattern.tag] = index
             if self.value(option, value, rest):
                 return True
-            bindings.pop(pattern.tag, None)
+            if before is None:
+                bindings.pop(pattern.tag, None)
+            else:
+                bindings[pattern.tag] = before
         return False
 
-    def _attributes(self, pattern: NodePattern, node: ir.Node) -> list[str] | None:
-        """Bind the attribute variables; `None` where an attribute differs."""
-        bound: list[str] = []
+    def _attributes(self, pattern: NodePattern, node: ir.Node) -> bool:
+        """Whether the attributes agree with the pattern; bind the variables if so."""
+        bound: dict[str, Any] = {}
         for name, wanted in pattern.attributes.items():
-            try:
-                actual = attribute(node, name, self.opset)
-            except NoMatch as unknown:
-                self.found.reason = str(unknown)
-                for other in bound:
-                    del self.found.bindings[other]
-                return None
+            actual = attribute(node, name, self.opset)
             if isinstance(wanted, AttrVar):
-                self.found.bindings[wanted.name] = wanted.default if actual is None else actual
-                bound.append(wanted.name)
-                continue
-            if isinstance(wanted, list):
-                wanted = tuple(wanted)
-            if actual != wanted:
-                for other in bound:
-                    del self.found.bindings[other]
-                return None
-        return bound
+                actual = wanted.default if actual is None else actual
+                if self.found.bindings.get(wanted.name, actual) != actual:
+                    return False
+                bound[wanted.name] = actual
+            elif actual != (tuple(wanted) if isinstance(wanted, list) else wanted):
+                return False
+        self.found.bindings.update(bound)
+        return True
+
+
+def _names(pattern: NodePattern) -> list[str]:
+    """What the pattern binds for a node itself: its attributes and its name."""
+    names = [wanted.name for wanted in pattern.attributes.values() if isinstance(wanted, AttrVar)]
+    return [*names, pattern.name] if pattern.name else names
 
 
 def _orders(pattern: NodePattern, node: ir.Node) -> list[Sequence[ir.Value | None]]:

@@ -103,6 +103,8 @@ class Verifier:
         self._references = []
         self._runtime.start()
         model = self._original if isinstance(self._original, Model) else load(Path(self._original))
+        if model.repairs:  # the file itself is not what the user's model means
+            self._original = model
         names = [o.name or "" for o in model.graph.outputs]
         self._tolerances.check_names(names)
         self._through = output_precisions(model)

@@ -166,12 +166,13 @@ def without_outputs(model: Model, dropped: Iterable[str]) -> Model | None:
     graph = copy.graph
     for i in range(len(graph.outputs) - 1, -1, -1):
         if graph.outputs[i].name in dropped:
-            del graph.outputs[i]
+            graph.outputs.pop(i)
+    kept = set(graph.outputs)
     for node in reversed(graph):
-        if not any(o.uses() or o.is_graph_output() for o in node.outputs):
+        if not any(o.uses() or o in kept for o in node.outputs):
             graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+        if not value.uses() and value not in kept and not value.is_graph_input():
             del graph.initializers[name]
     return copy
 
