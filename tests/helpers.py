@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def parse(text: str, opset: int = 17, weights: Mapping[str, Array] | None = None) -> onnx.ModelProto:
-    """A checked model from the text of its graph (see onnx.parser); `weights` become initializers.
+    """A model from the text of its graph (see onnx.parser); `weights` become initializers.
 
     The text is a graph, `g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }`, or a whole model.
     """

@@ -31,7 +31,7 @@ def inline_branch(node: ir.Node, context: Context, rule: str) -> int:
     names = context.names
     # Sibling subgraphs may use the same names, so each name is made new for the outer graph.
     for value in list(branch.initializers.values()):
-        branch.initializers.pop(value.name)
+        branch.initializers.pop(value.name or "")
         value.name = names.value(value.name or "const")
         graph.register_initializer(value)
     outputs = list(branch.outputs)

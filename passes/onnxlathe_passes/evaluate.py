@@ -226,7 +226,7 @@ def _split(a: _Attributes, x: Array, split: Array | None = None) -> list[Array]:
     sizes = split.tolist() if split is not None else a.split
     if sizes is None:
         raise ValueError("Split into equal parts needs the number of outputs")
-    return np.split(x, np.cumsum(sizes)[:-1], axis=a.axis)  # type: ignore[arg-type]
+    return np.split(x, np.cumsum(sizes)[:-1], axis=a.axis)
 
 
 def _along(parameter: Array, rank: int, axis: int) -> Array:
@@ -255,7 +255,7 @@ def _dequantize(a: _Attributes, x: Array, scale: Array, zero: Array | None = Non
         raise TypeError("only integers of 8 and 32 bits are dequantized here")
     axis = a.axis if a.axis is not None else 1
     offset = _along(zero, x.ndim, axis).astype(np.int32) if zero is not None else 0
-    return (x.astype(np.int32) - offset).astype(scale.dtype) * _along(scale, x.ndim, axis)  # type: ignore[no-any-return]
+    return (x.astype(np.int32) - offset).astype(scale.dtype) * _along(scale, x.ndim, axis)
 
 
 def _cast_to(a: _Attributes, x: Array) -> Array:
@@ -286,7 +286,8 @@ def _expand(a: _Attributes, x: Array, shape: Array) -> Array:
 
 def _range(a: _Attributes, start: Array, limit: Array, delta: Array) -> Array:
     count = max(math.ceil((limit.item() - start.item()) / delta.item()), 0)
-    return (start + np.arange(count, dtype=start.dtype) * delta).astype(start.dtype).reshape(-1)
+    values: Array = (start + np.arange(count, dtype=start.dtype) * delta).astype(start.dtype)
+    return values.reshape(-1)
 
 
 def _trilu(a: _Attributes, x: Array, k: Array | None = None) -> Array:
@@ -304,7 +305,7 @@ def _reducer(function: Callable[..., Array], square: bool = False) -> Kernel:
         if not where and a.noop_with_empty_axes:
             return x * x if square else x
         data = x * x if square else x
-        return function(data, axis=where or None, keepdims=bool(a.keepdims)).astype(x.dtype)  # type: ignore[no-any-return]
+        return function(data, axis=where or None, keepdims=bool(a.keepdims)).astype(x.dtype)
 
     return kernel
 
@@ -337,7 +338,8 @@ def _mod(a: _Attributes, x: Array, y: Array) -> Array:
 
 
 def _pow(a: _Attributes, x: Array, y: Array) -> Array:
-    return np.power(x, y.astype(x.dtype) if y.dtype.kind == x.dtype.kind else y).astype(x.dtype)
+    result: Array = np.power(x, y.astype(x.dtype) if y.dtype.kind == x.dtype.kind else y)
+    return result.astype(x.dtype)
 
 
 def _plain(function: Callable[..., Any]) -> Kernel:

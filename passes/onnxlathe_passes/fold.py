@@ -184,7 +184,7 @@ class _Folder:
             if not output.uses() and not output.is_graph_output():
                 continue
             name = output.name or "const"
-            value = ir.Value(shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+            value = ir.Value(shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
             if self.in_function and depth == 0:
                 value.name = self.context.names.value(name)
                 holder = ir.Node("", "Constant", (), [ir.AttrTensor("value", tensor)], outputs=[value])
@@ -278,7 +278,7 @@ def _nbytes(value: ir.Value) -> int | None:
     return size * value.dtype.bitwidth // 8
 
 
-def _contradicts(output: ir.Value, array: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _contradicts(output: ir.Value, array: np.ndarray) -> bool:
     dims = dims_of(output)
     if dims is None or (not output.uses() and not output.is_graph_output()):
         return False
@@ -287,7 +287,7 @@ def _contradicts(output: ir.Value, array: np.ndarray) -> bool:  # type: ignore[t
     )
 
 
-def _tensor_of(array: np.ndarray) -> ir.TensorProtocol:  # type: ignore[type-arg]
+def _tensor_of(array: np.ndarray) -> ir.TensorProtocol:
     if array.dtype.kind in "OSU":
         strings = [s.encode() if isinstance(s, str) else bytes(s) for s in array.reshape(-1).tolist()]
         return ir.StringTensor(strings, shape=ir.Shape(array.shape))

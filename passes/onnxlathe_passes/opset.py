@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxlathe import Model, UsageError
 from onnxlathe.rewrite import Context, Pass, option, subgraphs
-from onnxlathe_passes.opset_steps import OLDEST, Draft, Refused, advance
+from onnxlathe_passes.opset_steps import OLDEST, Draft, Refused, advance, changes
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _plan(graph: ir.Graph, old: int, new: int) -> Iterator[Draft]:
     for node in graph:
         for inner in subgraphs(node):
             yield from _plan(inner, old, new)
-        if node.domain != "":
+        if node.domain != "" or not changes(node.op_type, old, new):
             continue
         draft = Draft.of(node)
         try:

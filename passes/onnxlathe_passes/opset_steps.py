@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxlathe.infer import dims_of
+from onnxlathe.infer import constant, dims_of
 
 OLDEST = 7
 """Before it, binary operators broadcast by an attribute, and much else was different."""
@@ -110,34 +110,62 @@ def advance(draft: Draft, old: int, new: int) -> None:
 @functools.cache
 def versions(op_type: str) -> tuple[int, ...]:
     """The versions of the operator set in which an operator was changed (or deprecated)."""
-    return _all_versions().get(op_type, ())
+    found: list[int] = []
+    version = onnx.defs.onnx_opset_version()
+    while version > 0:
+        try:
+            version = onnx.defs.get_schema(op_type, version).since_version
+        except onnx.defs.SchemaError:
+            break
+        found.append(version)
+        version -= 1
+    return tuple(reversed(found))
 
 
 @functools.cache
-def _all_versions() -> dict[str, tuple[int, ...]]:
-    found: dict[str, set[int]] = {}
-    for schema in onnx.defs.get_all_schemas_with_history():
-        if schema.domain == "":
-            found.setdefault(schema.name, set()).add(schema.since_version)
-    return {name: tuple(sorted(since)) for name, since in found.items()}
+def changes(op_type: str, old: int, new: int) -> bool:
+    """Whether an operator was changed after version `old`, up to `new`."""
+    return any(old < version <= new for version in versions(op_type))
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What a version of an operator takes, and in which of its attributes it differs from the one before."""
+
+    deprecated: bool
+    attributes: frozenset[str]
+    required: frozenset[str]
+    new_defaults: frozenset[str]
+    inputs: int
+    outputs: int
+
+
+@functools.cache
+def _signature(op_type: str, version: int, step: int) -> _Signature:
+    old, new = onnx.defs.get_schema(op_type, version), onnx.defs.get_schema(op_type, step)
+    before, after = old.attributes, new.attributes
+    return _Signature(
+        new.deprecated,
+        frozenset(after),
+        frozenset(name for name, a in after.items() if a.required),
+        frozenset(n for n, a in after.items() if n in before and before[n].default_value != a.default_value),
+        new.max_input,
+        new.max_output,
+    )
 
 
 def _same_signature(draft: Draft, version: int, step: int) -> None:
-    old = onnx.defs.get_schema(draft.op_type, version)
-    new = onnx.defs.get_schema(draft.op_type, step)
+    new = _signature(draft.op_type, version, step)
+    given = draft.attributes.keys()
     if new.deprecated:
         raise Refused(f"it is deprecated in opset {step}")
-    for name in draft.attributes:
-        if name not in new.attributes:
-            raise Refused(f"opset {step} has no attribute {name} for it")
-    for name, attribute in new.attributes.items():
-        if name in draft.attributes:
-            continue
-        if attribute.required:
-            raise Refused(f"opset {step} requires the attribute {name}")
-        if name in old.attributes and old.attributes[name].default_value != attribute.default_value:
-            raise Refused(f"the default of its attribute {name} changes in opset {step}")
-    if len(draft.inputs) > new.max_input or len(draft.node.outputs) > new.max_output:
+    if gone := given - new.attributes:
+        raise Refused(f"opset {step} has no attribute {min(gone)} for it")
+    if missing := new.required - given:
+        raise Refused(f"opset {step} requires the attribute {min(missing)}")
+    if other := new.new_defaults - given:
+        raise Refused(f"the default of its attribute {min(other)} changes in opset {step}")
+    if len(draft.inputs) > new.inputs or len(draft.node.outputs) > new.outputs:
         raise Refused(f"opset {step} has fewer inputs or outputs for it")
 
 
@@ -254,6 +282,16 @@ def _roi_align(draft: Draft) -> None:
     draft.set("coordinate_transformation_mode", "output_half_pixel")
 
 
+def _group_norm(draft: Draft) -> None:
+    # Scale and bias were for groups, and are for channels.
+    dims, groups = dims_of(draft.inputs[0]), draft.get("num_groups")
+    for index in (1, 2):
+        array = constant(draft.inputs[index])
+        if array is None or dims is None or not isinstance(dims[1], int):
+            raise Refused("its scale and bias are for groups, and not constant")
+        draft.put(index, np.repeat(array, dims[1] // groups))
+
+
 # ONNX Runtime 1.31 runs these only as they were before.
 _NO_KERNEL = (
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "RoiAlign",
@@ -293,7 +331,7 @@ STEPS: dict[tuple[str, int], Callable[[Draft], None]] = {
     **{(kind, 22): _refuse("ONNX Runtime has no kernel for it from opset 22 on") for kind in _NO_KERNEL},
     ("Scan", 9): _refuse("its scan axes were laid out in another way"),
     ("DFT", 20): _refuse("its axis became an input"),
-    ("GroupNormalization", 21): _refuse("its scale and bias were for groups and are for channels"),
+    ("GroupNormalization", 21): _group_norm,
     ("Attention", 24): _refuse("its masking changed"),
     ("Attention", 25): _refuse("its masking changed"),
 }

@@ -103,7 +103,7 @@ class TransposeAround(NodeRule):
 
     visits = ("Transpose",)
 
-    def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
+    def visit(self, op: Builder, node: ir.Node) -> Any:
         between: list[tuple[ir.Node, int]] = []
         value = node.inputs[0]
         while value is not None and used_once(value):

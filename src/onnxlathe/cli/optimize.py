@@ -120,7 +120,7 @@ class _Job:
                     verify=verify,
                     # The file is the truth, but for sizes that the user had written into the model.
                     original=None if frozen else self.source,
-                    on_mismatch=options["on_mismatch"] or recipe.on_mismatch,
+                    on_mismatch=options["on_mismatch"] or recipe.on_mismatch,  # type: ignore[arg-type]
                     registry=registry,
                     named=recipe.pipelines,
                     disabled=options["disable"],

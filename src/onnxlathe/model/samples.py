@@ -141,6 +141,32 @@ def default_bindings(model: Model, variant: int, *, given: Mapping[str, int] | N
     return sizes
 
 
+def dimension_kinds(model: Model) -> dict[str, str]:
+    """What the open dimensions of a model's inputs seem to be, by symbol.
+
+    Returns:
+        symbol → `batch`, `sequence`, `encoder`, `past`, `image`, `volume`, `frames`, `audio`, `other`, or
+        `total` for one that follows from others. Expressions over other symbols are not listed.
+    """
+    specs = input_specs(model)
+    values = {v.name: v for v in model.graph.inputs}
+    plain = {s for spec in specs for a in range(len(spec.dims or ())) if (s := spec.symbol(a))}
+    kinds: dict[str, str] = {}
+    for spec in specs:
+        floating = spec.dtype.is_floating_point() or _is_image(spec)
+        spatial = spatial_rank(values[spec.name]) if floating else None
+        for axis in range(len(spec.dims or ())):
+            symbol = spec.symbol(axis)
+            if symbol is None or symbol in kinds:
+                continue
+            parts = symbols_in(symbol)
+            if parts != {symbol} and parts and parts <= plain:
+                continue
+            total = _is_total(spec, axis, symbol)
+            kinds[symbol] = "total" if total else _kind(spec, axis, symbol, spatial)
+    return kinds
+
+
 def _kind(spec: InputSpec, axis: int, symbol: str, spatial: int | None) -> str:
     """Which row of the table of sizes a dimension takes."""
     rank = len(spec.dims or ())

@@ -63,7 +63,7 @@ class Builder:
         """A constant held by `tensor`, which may compute its contents only when they are written."""
         value = ir.Value(
             name=name or None,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )

@@ -140,7 +140,7 @@ def drop_initializer(value: ir.Value) -> None:
     """Remove an initializer that nothing uses and no caller can set."""
     graph = value.graph
     if graph is not None and not value.is_graph_input() and not value.is_graph_output():
-        graph.initializers.pop(value.name, None)
+        graph.initializers.pop(value.name or "", None)
 
 
 def _detach(node: ir.Node) -> list[ir.Value]:
@@ -150,8 +150,8 @@ def _detach(node: ir.Node) -> list[ir.Value]:
         for nested in inner:
             for value in _detach(nested):
                 values[value] = None
-    for index, value in enumerate(node.inputs):
-        if value is not None:
-            values[value] = None
+    for index, used in enumerate(node.inputs):
+        if used is not None:
+            values[used] = None
             node.replace_input_with(index, None)
     return list(values)

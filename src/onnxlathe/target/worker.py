@@ -7,7 +7,6 @@ Handlers are functions in `HANDLERS`: keyword arguments in, a JSON object out.
 
 from __future__ import annotations
 
-import importlib
 import json
 import mmap
 import os
@@ -18,37 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-
-class Native:
-    """The native package with a logger that prints warnings and worse to stderr.
-
-    Args:
-        module: `tensorrt_rtx` or `tensorrt`.
-    """
-
-    def __init__(self, module: str) -> None:
-        self.trt = trt = importlib.import_module(module)
-
-        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                    print(f"[{severity.name}] {message}", file=sys.stderr, flush=True)
-
-        self.logger = Logger()
-        if hasattr(trt, "init_libnvinfer_plugins"):
-            trt.init_libnvinfer_plugins(self.logger, "")
-
-    def network(self) -> tuple[Any, Any, Any]:
-        """A builder, an empty strongly typed network and a parser into it; keep all three alive."""
-        trt = self.trt
-        builder = trt.Builder(self.logger)
-        # TensorRT 10 has to be asked for strong typing; 11 and RTX know nothing else.
-        flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        network = builder.create_network(0 if flag is None else 1 << int(flag))
-        return builder, network, trt.OnnxParser(network, self.logger)
+from onnxlathe.target import native_build
+from onnxlathe.target.native import Native, Trouble, errors_of
 
 
 def hello(native: Native) -> dict[str, Any]:
@@ -85,32 +55,13 @@ def supports(native: Native, path: str) -> dict[str, Any]:
     return reply
 
 
-def errors_of(parser: Any) -> list[dict[str, Any]]:
-    """The parser's errors with the fields of `base.Refusal`."""
-    found = []
-    for i in range(parser.num_errors):
-        error = parser.get_error(i)
-        found.append(
-            {
-                "node": error.node_name(),
-                "index": error.node(),
-                "operator": error.node_operator(),
-                "message": message_of(error),
-                "code": error.code().name,
-                "stack": list(error.local_function_stack()),
-            }
-        )
-    return found
-
-
-def message_of(error: Any) -> str:
-    """The description, with the place in the parser where it says nothing ("false") by itself."""
-    text = str(error.desc()).strip()
-    place = f"{error.func()}, {error.file()}:{error.line()}"
-    return f"not supported ({place})" if text in ("", "false") else f"{text} ({place})"
-
-
-HANDLERS: dict[str, Callable[..., dict[str, Any]]] = {"hello": hello, "parse": parse, "supports": supports}
+HANDLERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "hello": hello,
+    "parse": parse,
+    "supports": supports,
+    "open": native_build.open_model,
+    "build": native_build.build,
+}
 
 
 def _requests() -> Iterator[bytes]:
@@ -141,6 +92,8 @@ def main() -> None:
             reply: dict[str, Any] = {"result": handler(native, **request)}
         except ImportError as error:
             reply = {"error": f"{sys.argv[1]} is installed but cannot be loaded: {error}"}
+        except Trouble as error:
+            reply = {"error": str(error), "hint": error.hint}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         replies.write(json.dumps(reply) + "\n")

@@ -1,0 +1,141 @@
+"""Asking the target about small models: would it parse this, and would it build an engine?"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import onnx_ir as ir
+
+from onnxlathe.target import TargetError
+from onnxlathe.target.process import WorkerProcess
+
+_TIMEOUT = 90.0  # seconds; an engine of one node takes a tenth of one
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What the target says about a model.
+
+    Attributes:
+        accepted: parsed, and an engine was built (where that was asked).
+        parsed: the parser took it.
+        culprits: indices of the refused nodes in the main graph, where the target names them.
+        message: why not, in the target's words.
+        fatal: the target crashed or hung.
+    """
+
+    accepted: bool
+    parsed: bool
+    culprits: tuple[int, ...] = ()
+    message: str = ""
+    fatal: bool = False
+
+
+Expectation = dict[str, dict[str, Any]]
+"""By name of an input: its `shape` and, for small integers, its `values`, as in a run that is typical."""
+
+
+class Judge(Protocol):
+    """Who decides whether a model is accepted."""
+
+    title: str
+
+    def judge(self, model: ir.Model, expect: Expectation | None = None, *, build: bool = True) -> Ruling:
+        """Would the target take the model?"""
+        ...
+
+    def close(self) -> None:
+        """End what was started."""
+        ...
+
+
+@dataclass
+class TargetJudge:
+    """The real parser and builder, in a child process that may die; answers are remembered.
+
+    Args:
+        module: import name of the native package.
+        title: what users read.
+        cache: folder for answers across runs; `None` remembers them for this run only.
+    """
+
+    module: str
+    title: str
+    cache: Path | None = None
+    asked: int = 0
+    _memory: dict[str, Ruling] = field(default_factory=dict)
+    _process: WorkerProcess | None = None
+
+    def judge(self, model: ir.Model, expect: Expectation | None = None, *, build: bool = True) -> Ruling:
+        data = ir.to_proto(model).SerializeToString()
+        key = hashlib.sha256(
+            data + json.dumps([self.title, build, expect or {}], sort_keys=True, default=str).encode()
+        ).hexdigest()
+        found = self._memory.get(key) or self._stored(key)
+        if found is None:
+            self.asked += 1
+            found = self._ask(data, expect, build)
+            self._store(key, found)
+        self._memory[key] = found
+        return found
+
+    def _ask(self, data: bytes, expect: Expectation | None, build: bool) -> Ruling:
+        if self._process is None:
+            command = [
+                sys.executable, "-P", "-c",
+                # The package may lie anywhere on our path; the child looks in the same places.
+                f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; sys.argv[1:] = [{self.module!r}];"
+                " from onnxlathe_passes.legalize.judge_worker import main; main()",
+            ]  # fmt: skip
+            self._process = WorkerProcess(command)
+        try:
+            reply = self._process.ask(
+                "judge", timeout=_TIMEOUT, model=base64.b64encode(data).decode(), build=build, expect=expect
+            )
+        except TargetError as error:
+            return Ruling(False, False, (), error.message.splitlines()[0], fatal=True)
+        culprits = tuple(dict.fromkeys(e["index"] for e in reply["errors"] if e["index"] >= 0))
+        message = next((e["message"] for e in reply["errors"]), "") or next(iter(reply["log"]), "")
+        accepted = reply["parsed"] and reply["built"] is not False
+        return Ruling(accepted, reply["parsed"], () if reply["parsed"] else culprits, message[:400])
+
+    def _stored(self, key: str) -> Ruling | None:
+        if self.cache is None:
+            return None
+        try:
+            found = json.loads((self.cache / key[:2] / f"{key}.json").read_text())
+            return Ruling(**{**found, "culprits": tuple(found["culprits"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _store(self, key: str, ruling: Ruling) -> None:
+        if self.cache is None or ruling.fatal:
+            return
+        folder = self.cache / key[:2]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f"{key}.{os.getpid()}"
+            part.write_text(json.dumps(asdict(ruling)))
+            part.replace(folder / f"{key}.json")
+        except OSError:  # a read-only home: then it is asked again next time
+            self.cache = None
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,180 @@
+"""Cutting one node out of a model, and putting what stands for it back in."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.infer import infer_node, known
+from onnxlathe.rewrite import Names, replace_value, subgraphs
+from onnxlathe_passes.legalize.draft import Draft, Lowering
+
+_KNOWN_TYPES = (int, float, bool, np.generic)
+
+
+def cut(node: ir.Node, opsets: dict[str, int], ir_version: int) -> ir.Model | None:
+    """A model of `node` alone: what is constant is an initializer, all else an input.
+
+    Inputs and outputs keep their names. `None` where the node reads an outer graph from within a subgraph
+    in a way that cannot be cut.
+    """
+    values: dict[ir.Value, ir.Value] = {}
+    inputs: list[ir.Value] = []
+    initializers: list[ir.Value] = []
+
+    def operand(value: ir.Value) -> ir.Value:
+        if value in values:
+            return values[value]
+        tensor = fixed(value)
+        made = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)
+        if tensor is not None:
+            made.shape = ir.Shape(tensor.shape)
+            made.type = ir.TensorType(tensor.dtype)
+            initializers.append(made)
+        else:
+            inputs.append(made)
+        values[value] = made
+        return made
+
+    if any(True for _ in subgraphs(node)):
+        return None
+    operands = [None if v is None else operand(v) for v in node.inputs]
+    copy = ir.Node(
+        node.domain,
+        node.op_type,
+        operands,
+        [a for a in node.attributes.values()],
+        overload=node.overload,
+        num_outputs=len(node.outputs),
+        name=node.name,
+    )
+    outputs = []
+    for mine, theirs in zip(copy.outputs, node.outputs, strict=True):
+        mine.type, mine.shape = theirs.type, theirs.shape
+        if theirs.name and (theirs.uses() or theirs.is_graph_output()):
+            mine.name = theirs.name
+            outputs.append(mine)
+        else:
+            mine.name = ""
+    graph = ir.Graph(inputs, outputs, nodes=[copy], initializers=initializers, name="node", opset_imports=opsets)
+    return ir.Model(graph, ir_version=ir_version)
+
+
+def fixed(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor that a value always is: an initializer nobody can set, a Constant, or known entries."""
+    if value.const_value is not None and not value.is_graph_input():
+        return value.const_value
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant" and producer.domain == "":
+        attribute = producer.attributes.get("value")
+        if attribute is not None and not attribute.is_ref():
+            tensor: ir.TensorProtocol = attribute.as_tensor()
+            return tensor
+    if value.is_graph_input() and value.graph is not None and value.producer() is None:
+        return None
+    entries = known(value)
+    if entries is None or value.dtype is None or not all(isinstance(e, _KNOWN_TYPES) for e in entries.flat):
+        return None
+    return ir.Tensor(
+        np.asarray(entries.tolist(), dtype=value.dtype.numpy()).reshape(entries.shape), dtype=value.dtype
+    )
+
+
+def only_node(model: ir.Model) -> ir.Node:
+    """The node of a model that `cut` made."""
+    (node,) = model.graph
+    return node
+
+
+def apply(lowering: Lowering, model: ir.Model, node: ir.Node, names: Names) -> bool:
+    """Replace `node` in `model` by what `lowering` makes of it. May raise NoMatch; then nothing has changed.
+
+    Returns:
+        False where the lowering declined.
+    """
+    graph = node.graph
+    assert graph is not None
+    draft = Draft(model.graph.opset_imports.get("", 1))
+    outputs = lowering(draft, node)
+    if outputs is None:
+        return False
+    replacements = [outputs] if isinstance(outputs, ir.Value) else list(outputs)
+    install(draft, graph, node, replacements, names)
+    return True
+
+
+def install(
+    draft: Draft, graph: ir.Graph, node: ir.Node, replacements: list[ir.Value | None], names: Names
+) -> list[ir.Node]:
+    """Put the nodes of `draft` before `node`, let `replacements` stand for its outputs, and remove it."""
+    base = node.name or node.op_type
+    for value in draft.constants:
+        if not value.uses() and not any(value is r for r in replacements):
+            continue
+        value.name = names.value(f"{base}/{value.name or 'const'}")
+        graph.register_initializer(value)
+    made = list(draft.nodes)
+    for new in made:
+        new.name = names.node(f"{base}/{new.op_type}")
+        for output in new.outputs:
+            if output.name is None:
+                output.name = names.value(f"{new.name}/out")
+        graph.insert_before(node, new)
+    for old, replacement in zip(node.outputs, replacements, strict=False):
+        if replacement is None:
+            continue
+        if replacement.dtype is None:
+            replacement.type = old.type
+        identity = replace_value(old, replacement, names)
+        if identity is not None:
+            made.append(identity)
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)
+    graph.remove(node)
+    return made
+
+
+def splice(model: ir.Model, node: ir.Node, names: Names) -> list[ir.Node]:
+    """Put the graph of `model` (made from a `cut` of `node`) in the place of `node`; `model` is used up."""
+    host = node.graph
+    assert host is not None
+    inner = model.graph
+    operands = {v.name: v for v in node.inputs if v is not None}
+    for value in list(inner.inputs):
+        value.replace_all_uses_with(operands[value.name])
+    outside = {id(v) for v in inner.inputs}
+    results = {v.name: v for v in inner.outputs}
+    direct = {name: operands[v.name] for name, v in results.items() if id(v) in outside}
+    inner.outputs.clear()
+    base = node.name or node.op_type
+    for value in list(inner.initializers.values()):
+        inner.initializers.pop(value.name)
+        value.name = names.value(value.name if value.name not in operands else f"{base}/{value.name}")
+        host.register_initializer(value)
+    made = list(inner)
+    inner.remove(made)
+    for new in made:
+        hint = new.name or new.op_type
+        new.name = names.node(hint if hint.startswith(base) else f"{base}/{hint}")
+        for output in new.outputs:
+            if output.name:
+                output.name = names.value(f"{base}/{output.name}" if output.name in results else output.name)
+        host.insert_before(node, new)
+    for old in node.outputs:
+        if not old.name or old.name not in results:
+            continue
+        new_value = direct.get(old.name) or results[old.name]
+        identity = replace_value(old, new_value, names)
+        if identity is not None:
+            made.append(identity)
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)
+    host.remove(node)
+    return made
+
+
+def refresh(model: ir.Model) -> None:
+    """Infer the types and shapes of the outputs of all nodes again."""
+    opset = model.graph.opset_imports.get("", 1)
+    for node in model.graph:
+        infer_node(node, opset)

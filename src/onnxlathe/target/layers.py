@@ -1,0 +1,42 @@
+"""Which layer of the target is which node of the ONNX model, and which nodes of the original."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from onnxlathe.model import Model
+from onnxlathe.rewrite import origin
+
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=$|[\x1e,+ ]|\[)", re.DOTALL)
+
+
+def nodes_of(metadata: str) -> list[str]:
+    """The names of ONNX nodes in a layer's metadata, `[ONNX Layer: NAME]` once or several times."""
+    return list(dict.fromkeys(_NODE.findall(metadata)))
+
+
+def layer_map(layers: Iterable[Mapping[str, str]], model: Model) -> dict[str, Any]:
+    """Layers, the nodes they come from, and what those stand for.
+
+    Args:
+        layers: name, type and metadata of each, as the target gives them.
+        model: the model that was handed over.
+
+    Returns:
+        `layers`: name, type and node names of each; `nodes`: operator and names of the original nodes, by
+        the name of the node. A layer that the parser added by itself has no node.
+    """
+    mapped = [
+        {"name": layer["name"], "type": layer["type"], "nodes": nodes_of(layer["metadata"])}
+        for layer in layers
+    ]
+    named = {name for layer in mapped for name in layer["nodes"]}
+    nodes: dict[str, dict[str, Any]] = {}
+    for node in model.nodes():
+        name = node.name or ""
+        if name in named:
+            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            nodes[name] = {"operator": operator, "original": origin(node)}
+    return {"layers": mapped, "nodes": nodes}

@@ -1,0 +1,142 @@
+"""Building an engine, inside the child process: handlers of `worker.py`.
+
+`open` parses a model and keeps its network; `build` makes an engine of it. Between the two the parent
+decides on profiles, for which it has to know the network's inputs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxlathe.target import native_options, timing_cache, weights
+from onnxlathe.target.native import Native, Trouble, errors_of
+
+
+@dataclass
+class _Parsed:
+    """A network and what has to live as long as it does; each refers to the next."""
+
+    alive: list[Any]
+    parser: Any
+    network: Any
+    builder: Any
+
+
+def open_model(native: Native, path: str, plugins: list[str], log: str | None = None) -> dict[str, Any]:
+    """Parse the model at `path` and keep the network for `build`.
+
+    Args:
+        native: the package.
+        path: an ONNX file of any size.
+        plugins: libraries of plugins to load first.
+        log: file for everything that the package says.
+
+    Returns:
+        `accepted` and `errors` as for `parse`; of an accepted model its `inputs`, `outputs` and `layers`.
+    """
+    native.held = None
+    native.log_to(log)
+    for plugin in plugins:
+        load_plugin(native, plugin)
+    builder, network, parser = native.network()
+    accepted, alive = weights.parse(parser, path)
+    if not accepted:
+        return {"accepted": False, "errors": errors_of(parser)}
+    native.held = _Parsed(alive, parser, network, builder)
+    return {
+        "accepted": True,
+        "errors": [],
+        "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
+        "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
+        "layers": [_layer(network.get_layer(i)) for i in range(network.num_layers)],
+    }
+
+
+def load_plugin(native: Native, path: str) -> None:
+    """Load a library of plugins into the registry.
+
+    Raises:
+        Trouble: it cannot be loaded.
+    """
+    registry = native.trt.get_plugin_registry()
+    before = len(native.messages)
+    if registry.load_library(path) is None:
+        said = "; ".join(text for _, text in native.messages[before:]) or "it registers no plugin"
+        raise Trouble(
+            f"the plugin library {path!r} cannot be loaded: {said}",
+            "it must be built against the installed version of the target",
+        )
+
+
+def build(
+    native: Native,
+    engine: str,
+    profiles: list[dict[str, dict[str, list[list[int]]]]],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Build the network that `open` has kept, and write the engine to the file `engine`.
+
+    Args:
+        native: the package.
+        engine: a file that exists and is to be overwritten; its owner renames or removes it.
+        profiles: each with `shapes` and `values`: by input [min, opt, max].
+        options: the fields of `options.BuildOptions`.
+
+    Returns:
+        `bytes` of the engine (0 where there is none), `seconds`, and the `messages` of the builder.
+    """
+    parsed: _Parsed = native.held
+    builder, network = parsed.builder, parsed.network
+    config = builder.create_builder_config()
+    native_options.apply(native.trt, config, options)
+    for profile in profiles:
+        _add_profile(builder, config, profile)
+    cache = options.get("timing_cache")
+    if cache:
+        timing_cache.attach(native, config, Path(cache))
+    native.messages.clear()
+    started = time.perf_counter()
+    serialized = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - started
+    if serialized is None:
+        return {"bytes": 0, "seconds": seconds, "messages": native.messages}
+    _write(engine, memoryview(serialized))
+    if cache:
+        timing_cache.keep(native, config, Path(cache))
+    return {"bytes": serialized.nbytes, "seconds": seconds, "messages": native.messages}
+
+
+def _add_profile(builder: Any, config: Any, profile: dict[str, dict[str, list[list[int]]]]) -> None:
+    made = builder.create_optimization_profile()
+    for name, (low, opt, high) in profile["shapes"].items():
+        made.set_shape(name, low, opt, high)
+    for name, (low, opt, high) in profile["values"].items():
+        made.set_shape_input(name, low, opt, high)
+    if config.add_optimization_profile(made) < 0:
+        raise Trouble(f"the target does not take the optimization profile {profile}")
+
+
+def _write(path: str, data: memoryview) -> None:
+    """Write all of `data` and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        for start in range(0, len(data), 1 << 26):
+            file.write(data[start : start + (1 << 26)])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "type": tensor.dtype.name.lower(),
+        "shape": list(tensor.shape),
+        "shape_tensor": bool(tensor.is_shape_tensor),
+    }
+
+
+def _layer(layer: Any) -> dict[str, str]:
+    return {"name": layer.name, "type": layer.type.name, "metadata": layer.metadata}
