@@ -132,7 +132,7 @@ def optimize(
     paranoid: bool = False,
     on_error: Literal["fail", "skip"] = "fail",
     reproducer: Path | None = None,
-    command_options: Sequence[str] = (),
+    plugins: Sequence[str] = (),
     before_step: Callable[[str], None] | None = None,
     after_step: Callable[[StepRecord, Model], None] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -151,7 +151,7 @@ def optimize(
         paranoid: check the IR's invariants after every step.
         on_error: `skip` goes on without a plugin's pass that fails.
         reproducer: folder for a reproducer, written where the verification fails.
-        command_options: words that a command reproducing a fault needs (`--plugin`…).
+        plugins: what `registry` got from `--plugin`; a reproducer needs them too.
         before_step: called with the name of each step.
         after_step: called with the record of each step and the model.
         progress: called with what the verification is doing.
@@ -192,9 +192,7 @@ def optimize(
         progress=progress,
     ) as verifier:
         try:
-            return _proven(
-                result, run, pristine, verifier, on_mismatch, reproducer, command_options, hooks
-            )
+            return _proven(result, run, pristine, verifier, on_mismatch, reproducer, plugins, hooks)
         except BaseException:
             model.ir = pristine.ir
             raise
@@ -242,7 +240,7 @@ def _proven(
     verifier: Any,
     on_mismatch: str,
     reproducer: Path | None,
-    command_options: Sequence[str],
+    plugins: Sequence[str],
     hooks: _Hooks,
 ) -> Result:
     """Run, compare, and as long as a culprit is found and may be left out, run again without it."""
@@ -267,10 +265,10 @@ def _proven(
             result.culprits.append(culprit)
         if culprit is None or on_mismatch == "fail" or len(result.culprits) > _MAX_CULPRITS:
             if culprit is not None and reproducer is not None:
-                result.reproducer = write_reproducer(reproducer, culprit, attempt, verifier, command_options)
+                result.reproducer = write_reproducer(reproducer, culprit, attempt, verifier, plugins)
             raise Mismatch(
-                f"the optimized model differs from the original: {result.verdict.summary()}"
-                + (f"; {culprit.sentence()}" if culprit else "; no step of the pipeline could be blamed"),
+                "the optimized model differs from the original: "
+                + (culprit.sentence() if culprit else "no single step of the pipeline is to blame"),
                 result,
                 hint="leave the culprit out with --on-mismatch skip" if culprit else "",
             )

@@ -178,7 +178,9 @@ class _Instantiation:
         return node
 
     def slot(self, pattern: Pattern | None) -> Slot:
-        weak = pattern is None or isinstance(pattern, Scalar) or (isinstance(pattern, Var) and pattern.constant)
+        weak = (
+            pattern is None or isinstance(pattern, Scalar) or (isinstance(pattern, Var) and pattern.constant)
+        )
         return Slot(
             lambda want: self.value(pattern, want),
             weak=weak,
@@ -206,7 +208,9 @@ class _Soup:
                 raise Impossible
             return list(self.node(s.pick(*self.roots), Want(), 1).outputs)
         self.words = [*self.words, "Add", "Mul", *_UNARY]
-        outputs = [v for _ in range(s.pick(1, 2, 3)) for v in self.node(s.pick(*self.words), Want(), 1).outputs]
+        outputs = [
+            v for _ in range(s.pick(1, 2, 3)) for v in self.node(s.pick(*self.words), Want(), 1).outputs
+        ]
         return self.clutter(outputs)
 
     def clutter(self, outputs: list[ir.Value]) -> list[ir.Value]:
@@ -256,7 +260,9 @@ class _Soup:
             return None
         if want.array is not None:
             return s.leaf(want)
-        kinds = ("input", "inner", "inner", "inner", "constant") if index == 0 else ("constant", "input", "inner")
+        kinds = (
+            ("input", "inner", "inner", "inner", "constant") if index == 0 else ("constant", "input", "inner")
+        )
         kind = s.pick(*kinds, "earlier") if depth < _DEPTH else s.pick("input", "constant")
         if kind == "inner":
             words = self.roots if self.roots and s.chance(2) else self.words

@@ -583,7 +583,8 @@ OPERATORS: dict[str, Draw] = {
     "Where": where,
     "Clip": clip,
     **dict.fromkeys(
-        ("SequenceAt", "ConcatFromSequence", "SequenceLength", "SequenceConstruct", "SplitToSequence"), sequence
+        ("SequenceAt", "ConcatFromSequence", "SequenceLength", "SequenceConstruct", "SplitToSequence"),
+        sequence,
     ),
 }
 """How to draw each kind of operator."""

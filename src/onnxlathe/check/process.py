@@ -167,7 +167,8 @@ def difference(want: Array, got: Array, *, slack: float = 1.0) -> str:
 def blind(outputs: Sequence[Array]) -> bool:
     """Whether there is not one finite number to compare."""
     return not any(
-        v.size and (v.dtype.kind not in "fcV" or bool(np.isfinite(v.astype(np.float64)).any())) for v in outputs
+        v.size and (v.dtype.kind not in "fcV" or bool(np.isfinite(v.astype(np.float64)).any()))
+        for v in outputs
     )
 
 

@@ -71,7 +71,9 @@ def _reference(model: bytes | str) -> Any:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model))
+    evaluator = ReferenceEvaluator(
+        onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)
+    )
     return lambda feed: evaluator.run(None, feed)
 
 

@@ -127,7 +127,7 @@ class _Job:
                     paranoid=options["paranoid"],
                     on_error=options["on_error"],
                     reproducer=Path(f"onnxlathe-repro-{self.source.stem}"),
-                    command_options=[w for p in options["plugins"] for w in ("--plugin", _from_inside(p))],
+                    plugins=[*recipe.plugins, *options["plugins"]],
                     before_step=say,
                     after_step=self.after_step,
                     progress=say,
@@ -275,8 +275,3 @@ def _is_ours(path: Path) -> bool:
         return PRODUCED in load(path).ir.metadata_props
     except LatheError:
         return False
-
-
-def _from_inside(plugin: str) -> str:
-    """A plugin's path as the reproducer's folder sees it."""
-    return str(Path(plugin).resolve()) if plugin.partition(":")[0].endswith(".py") else plugin

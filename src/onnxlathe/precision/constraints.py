@@ -135,7 +135,9 @@ def parse_keep(word: str, where: str = "--keep") -> list[Constraint]:
             fields = {"match": pattern}
         found.append(checked(Constraint(type=kind, **fields), where))
     if not found:
-        raise UsageError(f"{where} {word}: nothing is selected", hint="as in --keep fp32:'*LayerNorm*,Softmax'")
+        raise UsageError(
+            f"{where} {word}: nothing is selected", hint="as in --keep fp32:'*LayerNorm*,Softmax'"
+        )
     return found
 
 
@@ -162,7 +164,9 @@ def load_constraints(path: Path | str) -> Constraints:
             f"constraints '{path}': {error}", hint="see docs/precision.md for what the file may say"
         ) from error
     if found.schema != 1:
-        raise UsageError(f"constraints '{path}': schema {found.schema} is not known", hint="this program reads 1")
+        raise UsageError(
+            f"constraints '{path}': schema {found.schema} is not known", hint="this program reads 1"
+        )
     if found.type:
         parse_type(found.type, f"constraints '{path}'")
     for constraint in found.keep:
@@ -214,7 +218,9 @@ def parse_layer_precisions(
         wanted = [kind for kind in kinds.split("+") if is_type(kind)]
         for kind in kinds.split("+"):
             if not is_type(kind) and notes is not None:
-                notes.append(f"{where}: {name}:{kind} is left out: the graph itself says which values are {kind}")
+                notes.append(
+                    f"{where}: {name}:{kind} is left out: the graph itself says which values are {kind}"
+                )
         if wanted:
             # The widest, where the outputs of one layer were given several types.
             kind = max(wanted, key=lambda k: parse_type(k).bitwidth)
@@ -247,5 +253,7 @@ def _pairs(words: Iterable[str], where: str) -> Iterable[tuple[str, str]]:
                 continue
             name, colon, kind = part.rpartition(":")
             if not (name and colon and kind):
-                raise UsageError(f"{where}: '{part}' is not NAME:TYPE", hint=f"as in {where} 'conv1:fp16,*:fp32'")
+                raise UsageError(
+                    f"{where}: '{part}' is not NAME:TYPE", hint=f"as in {where} 'conv1:fp16,*:fp32'"
+                )
             yield name, kind

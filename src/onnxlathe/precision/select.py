@@ -134,9 +134,7 @@ class _Index:
         return _nearest(pattern, [name for table in tables for name in table if name])
 
 
-def _reach(
-    start: Iterable[ir.Node], step: Callable[[ir.Node], Iterable[ir.Node]]
-) -> set[ir.Node]:
+def _reach(start: Iterable[ir.Node], step: Callable[[ir.Node], Iterable[ir.Node]]) -> set[ir.Node]:
     reached = set(start)
     front = list(reached)
     while front:

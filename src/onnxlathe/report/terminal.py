@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -44,8 +45,10 @@ def show_result(
     if output is not None and output.exists():
         sizes += f" → {human_size(output.stat().st_size)}"
     facts.add_row("file", sizes)
+    wrong = result.verdict is not None and result.verdict.status == "different"
     for culprit in result.culprits:
-        facts.add_row("[yellow]left out[/]", f"{escape(culprit.rule)}: {escape(culprit.sentence())}")
+        blamed = "[red]culprit[/]" if wrong and culprit is result.culprits[-1] else "[yellow]left out[/]"
+        facts.add_row(blamed, escape(culprit.sentence()))
     facts.add_row("verdict", _verdict(result.verdict))
     if result.verdict is not None:
         for unchecked in result.verdict.unchecked:
@@ -76,7 +79,7 @@ def _steps(steps: list[StepRecord]) -> Table:
     table.add_column("nodes", justify="right", no_wrap=True)
     table.add_column("what changed", ratio=1)
     table.add_column("time", justify="right", no_wrap=True)
-    for step in steps:
+    for step in _joined(steps):
         if step.skipped:
             table.add_row(escape(step.name), "", f"[dim]not run: {escape(step.skipped)}[/]", "")
             continue
@@ -90,11 +93,33 @@ def _steps(steps: list[StepRecord]) -> Table:
     return table
 
 
+def _joined(steps: list[StepRecord]) -> list[StepRecord]:
+    """Parts of one group that ran in a row, as one step."""
+    joined: list[StepRecord] = []
+    for step in steps:
+        word = step.name.partition(":")[0]
+        last = joined[-1] if joined else None
+        if last is None or ":" not in step.name or last.name != word or step.skipped or last.skipped:
+            joined.append(replace(step, name=word))
+            continue
+        last.passes += step.passes
+        last.seconds += step.seconds
+        last.nodes_after = step.nodes_after
+        last.firings = [*last.firings, *step.firings]
+        last.changes += step.changes
+        last.operators = {
+            name: count
+            for name in {**last.operators, **step.operators}
+            if (count := last.operators.get(name, 0) + step.operators.get(name, 0))
+        }
+    return joined
+
+
 def _effect(step: StepRecord) -> str:
     if step.implied:
         return "[dim]needed by the next pass[/]"
     fired = step.fired
-    if list(fired) not in ([], [step.passes[0]]):
+    if len(step.passes) > 1 and fired:
         words = [f"{count} {name}" for name, count in fired.items()]
     else:
         gone = sorted(step.operators.items(), key=lambda item: item[1])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+
 class Trouble(Exception):
     """Something that the parent tells the user as it is.
 

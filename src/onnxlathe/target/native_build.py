@@ -6,13 +6,14 @@ decides on profiles, for which it has to know the network's inputs.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxlathe.target import native_options, timing_cache, weights
+from onnxlathe.target import cuda, native_options, timing_cache, weights
 from onnxlathe.target.native import Native, Trouble, errors_of
 
 
@@ -24,6 +25,11 @@ class _Parsed:
     parser: Any
     network: Any
     builder: Any
+
+
+def device(native: Native) -> dict[str, Any]:
+    """The package's `version`, and the `gpus` that CUDA can use."""
+    return {"version": native.trt.__version__, "gpus": [gpu.to_dict() for gpu in cuda.gpus()]}
 
 
 def open_model(native: Native, path: str, plugins: list[str], log: str | None = None) -> dict[str, Any]:
@@ -104,7 +110,11 @@ def build(
     seconds = time.perf_counter() - started
     if serialized is None:
         return {"bytes": 0, "seconds": seconds, "messages": native.messages}
-    _write(engine, memoryview(serialized))
+    try:
+        _write(engine, memoryview(serialized))
+    except OSError as error:
+        full = "make room, or write to another disk" if error.errno == errno.ENOSPC else ""
+        raise Trouble(f"cannot write the engine: {error.strerror}", full) from None
     if cache:
         timing_cache.keep(native, config, Path(cache))
     return {"bytes": serialized.nbytes, "seconds": seconds, "messages": native.messages}

@@ -59,6 +59,7 @@ HANDLERS: dict[str, Callable[..., dict[str, Any]]] = {
     "hello": hello,
     "parse": parse,
     "supports": supports,
+    "device": native_build.device,
     "open": native_build.open_model,
     "build": native_build.build,
 }

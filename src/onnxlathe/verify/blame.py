@@ -43,8 +43,7 @@ class Culprit:
         pass_ = f"'{self.rule}'" + (f" (in '{self.step}')" if self.step != self.rule else "")
         if not self.before:
             return f"the pass {pass_} changes what the model computes"
-        made = f" into {_some(self.after)}" if self.after else ""
-        return f"{pass_} changes what the model computes where it turns {_some(self.before)}{made}"
+        return f"{pass_} changes what the model computes at node {_some(self.before)}"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for a report."""
@@ -58,8 +57,9 @@ class Culprit:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{n}'" for n in names[:4])
-    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    """The node whose result was replaced, and how many were replaced with it."""
+    others = len(names) - 1
+    return f"'{names[0]}'" + (f" and {others} before it" if others else "")
 
 
 def find_culprit(attempt: Attempt, is_wrong: Callable[[Model], bool], units: int) -> Culprit | None:

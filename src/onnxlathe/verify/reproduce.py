@@ -31,7 +31,7 @@ def write_reproducer(
     culprit: Culprit,
     attempt: Attempt,
     verifier: Verifier,
-    options: Sequence[str] = (),
+    plugins: Sequence[str] = (),
 ) -> Path:
     """Write the folder.
 
@@ -40,7 +40,7 @@ def write_reproducer(
         culprit: the change to blame.
         attempt: runs the pipeline over a fresh copy of the original (see `blame.find_culprit`).
         verifier: holds the original and its feeds.
-        options: further words for the command (`--plugin` and the like).
+        plugins: what `--plugin` named; files are copied into the folder.
 
     Returns:
         The folder.
@@ -51,12 +51,12 @@ def write_reproducer(
     with tempfile.TemporaryDirectory(prefix=".onnxlathe-", dir=folder.parent) as temporary:
         work = Path(temporary) / "repro"
         work.mkdir()
+        options = [word for plugin in plugins for word in ("--plugin", _bring(plugin, work))]
         if small is not None:
             model, after, inputs, verdict = small
             save(model, work / "before.onnx", external=False)
             save(after, work / "after.onnx", external=False)
             np.savez(work / "inputs.npz", **inputs)  # type: ignore[arg-type,unused-ignore]
-            command = _command(culprit, options, " --data inputs.npz")
             what = f"{model.count_nodes()} nodes; {verdict.summary()}"
         else:
             if _nbytes(before) <= MAX_WHOLE:
@@ -64,8 +64,9 @@ def write_reproducer(
                 save(wrong, work / "after.onnx", external=False)
             inputs = verifier.inputs()
             np.savez(work / "inputs.npz", **inputs)  # type: ignore[arg-type,unused-ignore]
-            command = _command(culprit, options, " --data inputs.npz")
             what = "the whole model: no part of it shows the fault by itself"
+        words = ["--passes", culprit.rule, *options, "--data", "inputs.npz"]
+        command = f"optimize before.onnx -o again.onnx {shlex.join(words)}"
         (work / "README.txt").write_text(
             f"{culprit.sentence()}.\n\n"
             f"before.onnx  right ({what})\n"
@@ -82,9 +83,13 @@ def write_reproducer(
     return folder
 
 
-def _command(culprit: Culprit, options: Sequence[str], data: str) -> str:
-    words = " ".join(map(shlex.quote, options))
-    return f"optimize before.onnx -o again.onnx --passes {culprit.rule}{' ' + words if words else ''}{data}"
+def _bring(plugin: str, folder: Path) -> str:
+    """The plugin as the command in the folder names it; a file comes along."""
+    path, colon, name = plugin.partition(":")
+    if not path.endswith(".py"):
+        return plugin
+    shutil.copy(path, folder)
+    return Path(path).name + colon + name
 
 
 def _smallest(

@@ -1,0 +1,347 @@
+"""Building an engine: the parent's side. The native calls happen in a child process (`native_build.py`)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from onnxlathe.errors import LatheError, ModelError, UsageError
+
+from .base import Refusal, Target, TargetError
+from .options import BuildOptions, check
+from .profiles import Profile
+from .sidecar import sidecar_path
+from .tensorrt import TensorRT, TensorRTSession
+
+BUILD_TIMEOUT: Final = 1800.0
+"""Seconds that building an engine may take."""
+
+_MESSAGES: Final = 8
+# Every build without a GPU says these, also those that succeed.
+_NOISE: Final = re.compile(
+    r"cudaError 35|CUDA driver version is insufficient|Thread context has not been set"
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the target made of a model.
+
+    Attributes:
+        inputs: name, type, shape (-1 for an open dimension) and `shape_tensor` of each input.
+        outputs: the same of each output.
+        layers: name, type and metadata of each layer.
+        gpus: the GPUs of this machine, as `cuda.Gpu` has them.
+        version: of the target.
+    """
+
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    layers: list[dict[str, str]]
+    gpus: list[dict[str, Any]]
+    version: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine that lies under a temporary name.
+
+    Attributes:
+        nbytes: its size.
+        seconds: that the builder took.
+        warnings: what the builder warned of.
+    """
+
+    nbytes: int
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+
+
+class Refused(TargetError):
+    """The target's parser does not take the model; `refusals` says why."""
+
+    def __init__(self, message: str, refusals: list[Refusal], *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.refusals = refusals
+
+
+class EngineBuilder:
+    """One target, ready to parse a model and to build an engine from it.
+
+    Args:
+        target: TensorRT for RTX or TensorRT.
+        options: how to build.
+        timeout: seconds that parsing and building may take, each.
+        log: file for everything that the library says.
+
+    Raises:
+        TargetError: the target is not installed.
+        UsageError: the target does not have an option.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        options: BuildOptions | None = None,
+        *,
+        timeout: float = BUILD_TIMEOUT,
+        log: Path | None = None,
+    ) -> None:
+        if not isinstance(target, TensorRT):
+            reason = target.reason or "this target builds no engines"
+            raise TargetError(f"no engine can be built: {reason}", hint=getattr(target, "hint", ""))
+        self.target = target
+        self.options = options or BuildOptions()
+        self.timeout = timeout
+        self.log = log
+        self._session: TensorRTSession = target.session()
+        self.opened: Opened | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child."""
+        return self._session.process.pid
+
+    def close(self) -> None:
+        """End the child process."""
+        self._session.close()
+
+    def device(self) -> tuple[str, list[dict[str, Any]]]:
+        """The target's version, and the GPUs here. Refuses options that cannot be had.
+
+        Raises:
+            UsageError: the target, or this machine, does not have an option.
+        """
+        reply = self._session.process.ask("device", timeout=self.timeout)
+        check(self.options, self.target.name, gpu=bool(reply["gpus"]))
+        return reply["version"], reply["gpus"]
+
+    def open(self, model: Path) -> Opened:
+        """Parse a model, and keep it for `build`.
+
+        Raises:
+            Refused: the parser does not take it.
+            ModelError: there is no such file.
+            TargetError: the library died or hung.
+        """
+        version, gpus = self.device()
+        if not model.is_file():
+            raise ModelError(f"{model}: no such file")
+        if self.log is not None:
+            with _writing(self.log):
+                self.log.write_bytes(b"")
+        reply = self._session.process.ask(
+            "open",
+            path=str(model.resolve()),
+            plugins=[str(Path(p).resolve()) for p in self.options.plugins],
+            log=str(self.log.resolve()) if self.log else None,
+            timeout=self.timeout,
+        )
+        if not reply["accepted"]:
+            refusals = [Refusal(**{**e, "stack": tuple(e["stack"])}) for e in reply["errors"]]
+            what = "; ".join(str(r) for r in refusals[:3]) or "without saying why"
+            raise Refused(
+                f"{self.target.title} {version} refuses '{model.name}': {what}",
+                refusals,
+                hint="optimize the model first: `optimize MODEL --engine ENGINE`",
+            )
+        self.opened = Opened(reply["inputs"], reply["outputs"], reply["layers"], gpus, version)
+        return self.opened
+
+    def build(self, profiles: Sequence[Profile], engine: Path) -> Built:
+        """Build an engine of the opened model into the existing file `engine`.
+
+        Raises:
+            UsageError: a profile does not fit what the target wants.
+            TargetError: the builder failed, died or hung; its last messages are in the error.
+        """
+        assert self.opened is not None, "open comes first"
+        options = self.options.to_dict()
+        if options["timing_cache"]:
+            options["timing_cache"] = str(Path(options["timing_cache"]).resolve())
+        reply = self._session.process.ask(
+            "build",
+            engine=str(engine),
+            profiles=[_plain(profile, self.opened) for profile in profiles or [Profile()]],
+            options=options,
+            timeout=self.timeout,
+        )
+        said = [(severity, text.strip()) for severity, text in reply["messages"]]
+        if not reply["bytes"]:
+            raise _failure(self.target.title, [t for s, t in said if s != "WARNING"], bool(self.opened.gpus))
+        warnings = [text for severity, text in said if severity == "WARNING" and not _NOISE.search(text)]
+        return Built(reply["bytes"], reply["seconds"], list(dict.fromkeys(warnings)))
+
+
+def _plain(profile: Profile, opened: Opened) -> dict[str, Any]:
+    """The profile as the child takes it: what the target calls a shape tensor gets values."""
+    shapes: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for tensor in opened.inputs:
+        name = tensor["name"]
+        if tensor["shape_tensor"]:
+            if name not in profile.values:
+                raise UsageError(
+                    f"input {name!r} is a shape tensor: the target must know the range of its values",
+                    hint=f"give them: --min-shapes {name}:… --opt-shapes {name}:… --max-shapes {name}:…",
+                )
+            values[name] = profile.values[name]
+        elif -1 in tensor["shape"]:
+            if name not in profile.shapes:
+                raise UsageError(f"input {name!r} has open dimensions for the target, and no profile")
+            shapes[name] = profile.shapes[name]
+    return {"shapes": shapes, "values": values}
+
+
+_HINTS: Final = (
+    (
+        "dedicated kernel",
+        "`optimize MODEL --engine ENGINE` rewrites what has no kernel (Attention in float32)",
+    ),
+    ("workspace limit", "give the builder more memory with --workspace, or leave that option out"),
+    ("MemAlloc", "close other programs, or limit the builder with --workspace"),
+    ("out of memory", "close other programs, or limit the builder with --workspace"),
+)
+
+
+def _failure(title: str, errors: list[str], gpu: bool) -> TargetError:
+    """The builder gave no engine: its last messages, and what to do."""
+    own = [text for text in errors if not _NOISE.search(text)] or errors
+    lines = list(dict.fromkeys(own))[-_MESSAGES:]
+    hint = next((hint for mark, hint in _HINTS if any(mark in text for text in lines)), "")
+    if not hint and own is errors and not gpu:
+        hint = "there is no GPU here; TensorRT for RTX (--target rtx) builds without one"
+    body = "\n".join("    " + line for text in lines for line in text.splitlines())
+    return TargetError(f"{title} cannot build an engine; its last messages:\n{body}", hint=hint)
+
+
+# Files --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = {
+            errno.ENOSPC: "the disk is full; make room, or write to another disk",
+            errno.EDQUOT: "your quota is used up; make room, or write to another disk",
+        }.get(error.errno or 0, "")
+        raise LatheError(f"cannot write '{path}': {error.strerror or error}", hint=hint) from None
+
+
+def check_engine_path(engine: Path, *models: Path) -> None:
+    """Refuse a place where no engine can be written, before the work.
+
+    Raises:
+        LatheError: no such folder, or no right to write there.
+        UsageError: it is a folder, or one of `models`.
+    """
+    if engine.is_dir():
+        raise UsageError(f"cannot write '{engine}': it is a folder", hint="name a file")
+    if not engine.parent.is_dir():
+        raise LatheError(f"there is no folder '{engine.parent}'", hint="create it, or save elsewhere")
+    if not os.access(engine.parent, os.W_OK):
+        raise LatheError(f"cannot write '{engine}': no right to write in that folder")
+    for model in models:
+        if engine.exists() and model.exists() and engine.samefile(model):
+            raise UsageError(f"'{engine}' is the model itself", hint="choose another name for the engine")
+
+
+@contextmanager
+def staged(engine: Path) -> Iterator[Staged]:
+    """An empty file beside the engine's place, gone afterwards unless it was published.
+
+    Raises:
+        LatheError: it cannot be written.
+    """
+    engine = Path(os.path.realpath(engine))
+    temporary = engine.with_name(f".{engine.name[:200]}.{secrets.token_hex(6)}.tmp")
+    beside = temporary.with_suffix(".json.tmp")
+    try:
+        with _writing(engine):
+            temporary.open("xb").close()
+        yield Staged(engine, temporary, beside)
+    finally:
+        for path in (temporary, beside):
+            with suppress(OSError):
+                path.unlink()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """An engine that is being made.
+
+    Attributes:
+        engine: where it shall be.
+        temporary: where it is being written.
+    """
+
+    engine: Path
+    temporary: Path
+    _beside: Path
+
+    def publish(self, sidecar: bytes) -> None:
+        """Put the engine and its sidecar in place.
+
+        Raises:
+            LatheError: they cannot be written; what was there before is as it was.
+        """
+        final = sidecar_path(self.engine)
+        with _writing(self.engine):
+            with self._beside.open("xb") as file:
+                file.write(sidecar)
+                file.flush()
+                os.fsync(file.fileno())
+            # Between the two renames there is an engine without a sidecar, never one with another's.
+            with suppress(FileNotFoundError):
+                final.unlink()
+            os.replace(self.temporary, self.engine)
+            os.replace(self._beside, final)
+
+
+def build_engine(
+    model: Path,
+    engine: Path,
+    profiles: Sequence[Profile],
+    *,
+    builder: EngineBuilder,
+    describe: Callable[[Opened], Mapping[str, Any]],
+    progress: Callable[[str], None] = lambda _: None,
+) -> Built:
+    """Parse `model`, build, and put the engine and its sidecar in place: both, or nothing.
+
+    Args:
+        model: an ONNX file.
+        engine: where to put the engine.
+        profiles: for inputs with open dimensions.
+        builder: target and options.
+        describe: what the sidecar says, from what the target made of the model.
+        progress: called with what is being done.
+
+    Raises:
+        TargetError, UsageError, ModelError, LatheError: see `EngineBuilder` and `Staged`.
+    """
+    from .sidecar import encode
+
+    check_engine_path(engine, model)
+    progress(f"{builder.target.title} parses {model.name}")
+    opened = builder.opened or builder.open(model)
+    with staged(engine) as stage:
+        progress(f"{builder.target.title} builds {engine.name}")
+        built = builder.build(profiles, stage.temporary)
+        stage.publish(encode(dict(describe(opened))))
+    return built
