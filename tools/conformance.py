@@ -158,7 +158,14 @@ PLAIN: dict[str, Any] = {}
 
 def samples(case: Any) -> dict[str, Any]:
     """The suite's inputs by name."""
-    return {v.name: value for v, value in zip(case.model.graph.input, case.data_sets[0][0], strict=False)}
+    return {v.name: _array(x) for v, x in zip(case.model.graph.input, case.data_sets[0][0], strict=False)}
+
+
+def _array(value: Any) -> Any:
+    """The suite holds some element types as protobuf messages."""
+    import onnx
+
+    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
 def expectation(case: Any) -> dict[str, Any]:
@@ -224,8 +231,9 @@ def equal(model: Any, case: Any) -> tuple[bool, str]:
         wrong = ""
         try:
             for inputs, expected in case.data_sets:
-                feeds = {v.name: x for v, x in zip(case.model.graph.input, inputs, strict=False)}
-                wrong = wrong or _differs(engine(model, _fitting(model, feeds)), expected, case)
+                feeds = {v.name: _array(x) for v, x in zip(case.model.graph.input, inputs, strict=False)}
+                found = engine(model, _fitting(model, feeds))
+                wrong = wrong or _differs(found, [_array(x) for x in expected], case)
         except Exception as error:
             wrong = f"{type(error).__name__}: {str(error)[:200]}"
         if not wrong:

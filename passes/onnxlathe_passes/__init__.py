@@ -7,6 +7,7 @@ the members of a group are tried.
 
 from onnxlathe.rewrite import Pass
 from onnxlathe_passes.affine import Bias, InputScale, Scale
+from onnxlathe_passes.attention_decompose import AttentionDecompose
 from onnxlathe_passes.batchnorm import ConvBatchNorm
 from onnxlathe_passes.casts import CastChain, NoopCast
 from onnxlathe_passes.clamps import ClampChain
@@ -15,9 +16,12 @@ from onnxlathe_passes.constant_chains import OffsetChain, ScaleChain
 from onnxlathe_passes.cse import CommonSubexpressions
 from onnxlathe_passes.dead import Dead
 from onnxlathe_passes.dedup import Dedup
+from onnxlathe_passes.flat_gemm import FlatGemm
 from onnxlathe_passes.fold import Fold
+from onnxlathe_passes.fold_scale import FoldScale
 from onnxlathe_passes.gelu import Gelu
 from onnxlathe_passes.gemm import GemmFactors, GemmTranspose, MatMulAdd
+from onnxlathe_passes.grouped_heads import GroupedHeads
 from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
 from onnxlathe_passes.identity import Dropout, Identity
 from onnxlathe_passes.layernorm import LayerNorm
@@ -35,15 +39,22 @@ from onnxlathe_passes.noop_views import (
 from onnxlathe_passes.opset import Opset
 from onnxlathe_passes.pad import PadInto
 from onnxlathe_passes.pad_chain import PadChain
+from onnxlathe_passes.precision import Precision
+from onnxlathe_passes.projections import MergeProjections
+from onnxlathe_passes.reciprocal import Reciprocal
 from onnxlathe_passes.reductions import NoopReduce, ReduceChain, ReduceKeepdims
 from onnxlathe_passes.repeated import Idempotent, Involution
 from onnxlathe_passes.rmsnorm import RMSNorm
+from onnxlathe_passes.rotate_half import RotateHalf
 from onnxlathe_passes.sequences import Sequences
 from onnxlathe_passes.shapes import Shapes
 from onnxlathe_passes.slices import SliceChain
+from onnxlathe_passes.softmax_guard import SoftmaxGuard
 from onnxlathe_passes.softplus import Softplus
+from onnxlathe_passes.split_late import SplitLate
 from onnxlathe_passes.swish import Swish
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
+from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
 
 PASSES: list[type[Pass]] = [
@@ -100,4 +111,15 @@ PASSES: list[type[Pass]] = [
     Swish,
     HardSigmoid,
     HardSwish,
+    Reciprocal,
+    FlatGemm,
+    SoftmaxGuard,
+    FoldScale,
+    RotateHalf,
+    MergeProjections,
+    SplitLate,
+    ViewTranspose,
+    GroupedHeads,
+    Precision,
+    AttentionDecompose,
 ]

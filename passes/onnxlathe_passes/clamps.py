@@ -116,7 +116,8 @@ def _emit(op: Builder, clamp: Clamp, kinds: set[str]) -> ir.Value | None:
         bounds = [None if bound is None else op.constant(bound, dtype) for bound in (low, high)]
         result = op.Clip(x, *bounds)
     elif dtype in _COMMON:
-        result = op.Clip(x, min=low, max=high)
+        numbers = {"min": low, "max": high}
+        result = op.Clip(x, **{name: None if b is None else float(b) for name, b in numbers.items()})
     else:
         return None
     return result

@@ -149,7 +149,7 @@ def _cut(members: list[Unit], signals: list[Signal], low: ir.DataType) -> None:
         readers = list(dict.fromkeys(r for c in signal.consumers if (r := name(c)) is not None))
         # A producer of a third type pays for either side.
         to_low, to_wide = ("float32", "low") if maker is None else (maker, maker)
-        if to_low != "low" and "float32" != readers:
+        if to_low != "low":
             targets = [r for r in readers if r not in (to_low, "float32")]
             if len(targets) == 1:
                 edge(to_low, targets[0], cast)

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
-from onnxlathe.precision import FLOAT32, LOW_TYPES, type_name
+from onnxlathe.precision import BFLOAT16, FLOAT32, LOW_TYPES, type_name
 from onnxlathe.rewrite import attribute, is_constant, scalar_value
 
 TRACKED = frozenset({FLOAT32, *LOW_TYPES})
@@ -36,6 +36,9 @@ LEAN_WIDE = frozenset(
 AGNOSTIC = frozenset({"Shape", "Size"})
 """Operators that do not look at the numbers."""
 
+NO_KERNEL = {("ConvTranspose", BFLOAT16): "TensorRT-RTX cannot build it in bfloat16"}
+"""What a schema allows, but the target has nothing to run it with (tensorrt-rtx 1.7)."""
+
 KEPT_INPUTS = {"Resize": (1, 2), "Upsample": (1,), "Dropout": (1,), "OneHot": (0, 1)}
 """Operands that stay float32 whatever the node computes in: sizes, ratios and positions."""
 
@@ -47,7 +50,9 @@ _DTYPE_ATTRIBUTE = frozenset(
     "HannWindow HammingWindow BlackmanWindow MelWeightMatrix".split()
 )
 
-_SUMS = frozenset("ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceProd ReduceLogSum ReduceLogSumExp".split())
+_SUMS = frozenset(
+    "ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceProd ReduceLogSum ReduceLogSumExp".split()
+)
 _PROTECTED = {
     "Exp": "e^x leaves float16's range from x = 11.1 on",
     "CumSum": "a running sum grows with its length",
@@ -82,7 +87,9 @@ def slot_types(
     named = {t.type_param_str: frozenset(t.allowed_type_strs) for t in schema.type_constraints}
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
 
-    def side(formals: Iterable[onnx.defs.OpSchema.FormalParameter]) -> tuple[tuple[frozenset[str], ...], bool]:
+    def side(
+        formals: Iterable[onnx.defs.OpSchema.FormalParameter],
+    ) -> tuple[tuple[frozenset[str], ...], bool]:
         listed = list(formals)
         types = tuple(named.get(f.type_str, frozenset({f.type_str})) for f in listed)
         return types, bool(listed) and listed[-1].option == variadic
@@ -90,9 +97,7 @@ def slot_types(
     return side(schema.inputs), side(schema.outputs)
 
 
-def allows(
-    side: tuple[tuple[frozenset[str], ...], bool], index: int, dtype: ir.DataType
-) -> bool:
+def allows(side: tuple[tuple[frozenset[str], ...], bool], index: int, dtype: ir.DataType) -> bool:
     """Whether a formal parameter may be a tensor of a type."""
     types, repeats = side
     if index >= len(types):
@@ -111,6 +116,8 @@ def unsupported(node: ir.Node, opset: int, low: ir.DataType) -> str:
         return f"nothing says that {name} takes {kind}"
     if node.domain == "" and node.op_type in _DTYPE_ATTRIBUTE:
         return "its result has the type that an attribute says"
+    if node.domain == "" and (node.op_type, low) in NO_KERNEL:
+        return NO_KERNEL[node.op_type, low]
     if node.op_type == "BatchNormalization" and attribute(node, "training_mode", opset):
         return "it trains"
     for side, values in ((sides[0], node.inputs), (sides[1], node.outputs)):
@@ -143,7 +150,9 @@ def protection(node: ir.Node, opset: int) -> str:
         exponent = scalar_value(node.inputs[1]) if len(node.inputs) > 1 else None
         if exponent is not None and 0 < exponent <= 1:
             return ""
-        return "a power leaves float16's range" if exponent is None or exponent > 0 else "a quotient of powers"
+        return (
+            "a power leaves float16's range" if exponent is None or exponent > 0 else "a quotient of powers"
+        )
     if op in _SUMS:
         count = _reduced(node, opset)
         if count is not None and count <= _SMALL_SUM and op == "ReduceSum":
@@ -197,9 +206,7 @@ def _is_statistic(node: ir.Node) -> bool:
         maker.op_type == "Pow" or (maker.op_type == "Mul" and maker.inputs[0] is maker.inputs[1])
     ):
         return True
-    return any(
-        user.op_type == "Sub" and user.inputs[0] is data for user, _ in node.outputs[0].uses()
-    )
+    return any(user.op_type == "Sub" and user.inputs[0] is data for user, _ in node.outputs[0].uses())
 
 
 def _divides_by_statistic(node: ir.Node) -> bool:
@@ -252,8 +259,10 @@ def indices(nodes: Iterable[ir.Node]) -> Iterator[tuple[ir.Node, str]]:
 
 
 def _becomes_integer(node: ir.Node) -> bool:
-    return node.domain == "" and node.op_type == "Cast" and bool(
-        node.outputs[0].dtype is not None and node.outputs[0].dtype.is_integer()
+    return (
+        node.domain == ""
+        and node.op_type == "Cast"
+        and bool(node.outputs[0].dtype is not None and node.outputs[0].dtype.is_integer())
     )
 
 

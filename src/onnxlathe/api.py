@@ -192,6 +192,15 @@ def optimize(
         progress=progress,
     ) as verifier:
         try:
+            lowering = frozenset(p.name for p in resolved.passes() if p.lowers_precision)
+            if lowering:
+                # Everything else has to be right to float32's precision; what is lowered, to the lower one's.
+                exact = _Run(resolved, run.disabled | lowering, paranoid, on_error)
+                _proven(
+                    result, exact, pristine, verifier, on_mismatch, reproducer, plugins, _Hooks(None, None)
+                )
+                run.disabled |= exact.disabled - lowering
+                model.ir = pristine.clone().ir
             return _proven(result, run, pristine, verifier, on_mismatch, reproducer, plugins, hooks)
         except BaseException:
             model.ir = pristine.ir

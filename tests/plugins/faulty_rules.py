@@ -127,7 +127,7 @@ class IgnoredEpsilon(Rule):
         return op.Div(x, op.Sqrt(op.Add(op.Mul(x, x), const(epsilon))))
 
     def rewrite(self, op: Any, x: Any) -> Any:
-        return op.Div(x, op.Sqrt(op.Add(op.Mul(x, x), 1e-5)))
+        return op.Mul(x, op.Reciprocal(op.Sqrt(op.Add(op.Mul(x, x), 1e-5))))
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class IntegerDivision(Rule):
     name = "integer_division"
 
     def pattern(self, op: Any, x: Any, c: Any) -> Any:
-        return op.Mul(op.Div(x, c), c)
+        return op.Mul(op.Div(x, const(c)), const(c))
 
     def check(self, x: Any, c: Any) -> bool:
         return scalar_value(c) not in (None, 0) and dims_of(c) == ()
@@ -157,7 +157,7 @@ class FirstElement(Rule):
 
     def check(self, x: Any, c: Any) -> bool:
         array, dims = constant(c), dims_of(x)
-        return array is not None and array.size > 0 and dims is not None and array.ndim <= len(dims)
+        return array is not None and array.size > 1 and dims is not None and array.ndim <= len(dims)
 
     def rewrite(self, op: Any, x: Any, c: Any) -> Any:
         array = constant(c)

@@ -11,11 +11,13 @@ import onnx_ir as ir
 
 from onnxlathe import Model, UsageError
 from onnxlathe.infer import infer_model
-from onnxlathe.rewrite import Context, Pass, option
+from onnxlathe.rewrite import Context, Pass, graphs_of, option
 from onnxlathe.target import find_target
+from onnxlathe_passes.legalize import bitwise  # noqa: F401 - registers its lowerings
+from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
 from onnxlathe_passes.legalize.interface import bind, parse_values
-from onnxlathe_passes.legalize.judge import Expectation, Judge, TargetJudge
-from onnxlathe_passes.legalize.solve import Solver
+from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, TargetJudge
+from onnxlathe_passes.legalize.solve import Solver, tidied
 from onnxlathe_passes.opset import Opset
 
 WRITTEN_FOR = 18
@@ -75,6 +77,7 @@ class _Run:
     judge: Judge
     changes: int = 0
     expect: Expectation = field(default_factory=dict)
+    solver: Solver = field(init=False)
 
     def run(self) -> int:
         model, context = self.model, self.context
@@ -90,15 +93,65 @@ class _Run:
         if 0 < model.opset < WRITTEN_FOR:
             self.changes += Opset(version=WRITTEN_FOR).run(model, context)
             infer_model(model)
-        solver = Solver(self.judge, permit=lambda: context.permit(self.options.name), changed=self._changed)
-        ruling = solver.settle(model.ir, expect=self.expect, top=True)
-        infer_model(model)
+        self._carry(NEVER, model)
+        ruling = self._settle()
+        if not ruling.accepted:
+            near = frozenset(
+                v.dtype for n in self._refused(ruling) for v in (*n.inputs, *n.outputs) if v is not None and v.dtype
+            )
+            if self._carry(near & frozenset(CARRIER), model):
+                ruling = self._settle()
+        solver = self.solver
         if not ruling.accepted:
             for name, message in solver.unsolved.items():
                 context.note(f"node '{name}' stays refused: {message}")
             if not solver.unsolved:
                 context.note(f"the model stays refused: {ruling.message}")
         return self.changes
+
+    def _settle(self) -> Ruling:
+        self.solver = Solver(
+            self.judge, permit=lambda: self.context.permit(self.options.name), changed=self._changed
+        )
+        ruling = self.solver.settle(self.model.ir, expect=self.expect, top=True)
+        infer_model(self.model)
+        return ruling
+
+    def _refused(self, ruling: Ruling) -> list[ir.Node]:
+        nodes = list(self.model.graph)
+        return [nodes[i] for i in ruling.culprits if i < len(nodes)] or nodes
+
+    def _carry(self, types: frozenset[ir.DataType], model: Model) -> bool:
+        """Carry all values of these types in others."""
+        graphs = list(graphs_of(model.ir))
+        values = {v for g in graphs for v in (*g.inputs, *g.initializers.values())}
+        values |= {v for g in graphs for n in g for v in n.outputs}
+        seeds = [v for v in values if v.dtype in types]
+        if not seeds or not self.context.permit(self.options.name):
+            return False
+        backup = model.ir.clone()
+        changes = expand_first(model.ir, types)
+        if changes:
+            infer_model(model)
+            graphs = list(graphs_of(model.ir))
+            values = {v for g in graphs for v in (*g.inputs, *g.initializers.values())}
+            values |= {v for g in graphs for n in g for v in n.outputs}
+            seeds = [v for v in values if v.dtype in types]
+        carrier = Carrier(model.ir, types, self.options.io_types == "widen")
+        try:
+            changes += carrier.run(seeds)
+        except Impossible as reason:
+            model.ir = backup
+            self.context.note(str(reason))
+            return False
+        for note in carrier.notes:
+            self.context.note(note)
+        shown = ", ".join(sorted(t.name.lower() for t in set(carrier.narrow.values())))
+        self.context.note(f"{shown}: computed in types that TensorRT has")
+        self.context.record(self.options.name, [])
+        self.changes += changes
+        tidied(model.ir)
+        return changes > 0
 
     def _changed(self, before: ir.Node, after: list[ir.Node], how: str) -> None:
         self.changes += 1

@@ -54,10 +54,10 @@ def instance(draw: Callable[[Any], Any], subject: Pass, partners: Sequence[str] 
     s = Sketch(draw, opset=0)
     s.opset = s.pick(*opsets)
     s.symbolic = s.chance(3)
-    kinds = (*FLOATS, *INTEGERS) if s.chance(3) else FLOATS[:1]
+    kinds = (*FLOATS, *INTEGERS) if s.chance(2) else FLOATS[:1]
     s.dtype = s.pick(*kinds)
     if isinstance(subject, RuleSet):
-        subject = s.pick(*subject.steps)  # type: ignore[assignment]
+        subject = s.pick(*subject.steps)
     if isinstance(subject, Rule):
         outputs = _Instantiation(s).root(subject)
     else:
@@ -73,7 +73,7 @@ def _surroundings(s: Sketch, results: list[ir.Value]) -> list[ir.Value]:
             value = s.node("Identity" if s.chance(2) else "Neg", [value]).outputs[0]
         outputs.append(value)
     inner = [v for node in s.nodes for v in node.outputs if v.uses() and node.op_type != "Constant"]
-    if inner and s.chance(4):
+    if inner and s.chance(3):
         # Something else needs a value in the middle.
         value = s.pick(*inner)
         if isinstance(value.type, ir.TensorType):
@@ -195,12 +195,18 @@ class _Soup:
     s: Sketch
     subject: Pass
     partners: Sequence[str]
+    words: list[str] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
+    chain: bool = False
 
     def root(self) -> list[ir.Value]:
         s = self.s
         words = [*vocabulary(type(self.subject)), *self.partners]
         self.words = [w for w in words if schema_of(w, s.opset) is not None] or list(_UNARY)
-        self.roots: list[str] = []
+        # A chain of operators with constants, or anything.
+        self.chain = s.chance(2)
+        if self.chain and s.chance(2):
+            s.memory["partner", True] = s.memory["partner", False] = "scalar"
         if isinstance(self.subject, NodeRule):
             visited = (v.rpartition("::") for v in self.subject.visits)
             self.roots = [o for d, _, o in visited if not d and schema_of(o, s.opset) is not None]
@@ -242,6 +248,8 @@ class _Soup:
             for i in range(count)
         ]
         first = slots[0]
+        if op_type == "Concat" and "Split" in self.words and s.chance(4):
+            return self.joined(want, depth)
         if count == 2 and s.chance(4):
             # The same operand twice.
             same: list[ir.Value | None] = []
@@ -254,6 +262,17 @@ class _Soup:
             slots = [Slot(again), Slot(again)]
         return build(s, op_type, slots, {}, want, outputs=outputs)[0]
 
+    def joined(self, want: Want, depth: int) -> ir.Node:
+        """What was split, put together again: in order and along the same axis, or not."""
+        s = self.s
+        split = self.node("Split", want, depth + 1)
+        parts = list(split.outputs)
+        if s.chance(4):
+            parts.reverse()
+        axis = split.attributes["axis"].value if "axis" in split.attributes else 0
+        slots = [Slot(lambda _, v=v: v) for v in parts]  # type: ignore[misc]
+        return build(s, "Concat", slots, {} if s.chance(4) else {"axis": axis}, want)[0]
+
     def operand(self, want: Want, depth: int, index: int) -> ir.Value | None:
         s = self.s
         if want.absent:
@@ -263,11 +282,13 @@ class _Soup:
         kinds = (
             ("input", "inner", "inner", "inner", "constant") if index == 0 else ("constant", "input", "inner")
         )
+        if self.chain:
+            kinds = ("inner",) if index == 0 else ("constant",)
         kind = s.pick(*kinds, "earlier") if depth < _DEPTH else s.pick("input", "constant")
         if kind == "inner":
             words = self.roots if self.roots and s.chance(2) else self.words
             outputs = self.node(s.pick(*words), want, depth + 1).outputs
-            value = outputs[s.pick(*range(len(outputs)))]
+            value: ir.Value = outputs[s.pick(*range(len(outputs)))]
             if want.dtype is not None and value.dtype != want.dtype:
                 raise Impossible
             return value
@@ -296,10 +317,47 @@ def vocabulary(cls: type[Pass]) -> tuple[str, ...]:
 
 
 _ELEMENTWISE = frozenset(
-    {
-        "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Cos", "Div", "Elu", "Erf",
-        "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Mean", "Min", "Mish", "Mul",
-        "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Softplus", "Sqrt", "Sub",
-        "Sum", "Swish", "Tanh", "Xor",
-    }
-)  # fmt: skip
+    [
+        "Abs",
+        "Add",
+        "And",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "Ceil",
+        "Cos",
+        "Div",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Mean",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Swish",
+        "Tanh",
+        "Xor",
+    ]
+)

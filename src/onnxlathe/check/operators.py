@@ -404,6 +404,7 @@ def squeeze(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, w
     if op == "Squeeze":
         for axis in axes:
             shape.insert(axis, 1)
+        shape = shape[:5]
         x = _need(slots[0](wanted(want, shape=tuple(shape), exact=True)))
         dims = s.dims(x)
         axes = [a for a in axes if a < len(dims) and dims[a] == 1]
@@ -412,9 +413,15 @@ def squeeze(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, w
         if want.shape is not None:
             axes = [i for i, size in enumerate(shape) if size == 1][:number]
             shape = [size for i, size in enumerate(shape) if i not in axes]
-        x = _need(slots[0](wanted(want, shape=tuple(shape), exact=True)))
+        x = _need(slots[0](wanted(want, shape=tuple(shape), exact=True) if want.shape is not None else want))
         rank = len(s.dims(x)) + len(axes)
-    chosen: list[int] | None = [_signed(s, a, rank) for a in axes]
+        if want.shape is None:
+            # Perhaps the very axes that a reduction took away.
+            known = [a for (_, r), a in s.memory.items() if _ == "axes" and r == len(s.dims(x)) + len(a)]
+            axes = known[0] if known and s.chance(2) else [a for a in axes if a < rank]
+            rank = len(s.dims(x)) + len(axes)
+    # No axes at all is not the same as none given, and runtimes disagree about it.
+    chosen: list[int] | None = [_signed(s, a, rank) for a in axes] or None
     if op == "Squeeze" and s.chance(6):
         chosen = None
     if s.opset < 13:

@@ -158,7 +158,7 @@ def difference(want: Array, got: Array, *, slack: float = 1.0) -> str:
     finite = np.isfinite(a)
     if not finite.any():
         return ""
-    relative = _RELATIVE.get(want.dtype.name, 1e-2) * slack
+    relative = min(0.1, _RELATIVE.get(want.dtype.name, 1e-2) * slack)
     with np.errstate(invalid="ignore", over="ignore"):
         wrong = finite & ~(np.abs(a - b) <= relative * np.max(np.abs(a[finite])) + relative / 10)
     return _first(want, got, wrong) if bool(wrong.any()) else ""

@@ -23,7 +23,7 @@ from onnxlathe.pipeline import Runner, broken_invariants, plan
 from onnxlathe.pipeline.registry import Registry
 from onnxlathe.rewrite import LocalRule, Pass
 
-_SECONDS = 20.0
+_SECONDS = 10.0
 """What a pass may take for a small model before it counts as never ending."""
 
 _ROUNDS = 5
@@ -38,7 +38,9 @@ class Counterexample:
     """A model that a pass gets wrong.
 
     Attributes:
-        kind: `different`, `fails`, `broken`, `interface`, `restless` or `endless`.
+        kind: `different` (another result), `fails` (it raises), `broken` (the IR), `interface` (names and
+            types of inputs and outputs), `restless` (not idempotent), `endless`, or `silent` (an uncounted
+            change).
         problem: what is wrong, as a sentence.
         before: the model.
         after: what the pass made of it, where it made something.
@@ -79,6 +81,7 @@ class Proof:
         counterexample: what it gets wrong.
         notes: remarks.
         seconds: time taken.
+        inert: it provides facts about a model (`gives`) and need not change any.
     """
 
     name: str
@@ -90,15 +93,21 @@ class Proof:
     counterexample: Counterexample | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    inert: bool = False
 
     @property
     def status(self) -> str:
-        """`fails`, `never fired`, `not run` or `holds`."""
+        """`fails`, `never fired`, `not run`, `changes nothing` or `holds`."""
         if self.counterexample is not None:
             return "fails"
         if not self.fired:
-            return "never fired"
+            return "changes nothing" if self.inert else "never fired"
         return "holds" if self.compared else "not run"
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing speaks against it, and something for it."""
+        return self.status in ("holds", "changes nothing")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for a report."""
@@ -119,6 +128,14 @@ class Proof:
 
 class _Found(Exception):
     """Ends a draw with a counterexample; hypothesis then looks for a smaller one."""
+
+    def __init__(self, example: Counterexample) -> None:
+        super().__init__(example.problem)
+        self.example = example
+
+
+class _Stop(BaseException):
+    """Ends the search at once: not an `Exception`, or hypothesis would go on."""
 
     def __init__(self, example: Counterexample) -> None:
         super().__init__(example.problem)
@@ -163,7 +180,7 @@ class Prover:
         Raises:
             UsageError: hypothesis is not installed.
         """
-        proof = Proof(subject.name)
+        proof = Proof(subject.name, inert=bool(subject.gives))
         started = time.perf_counter()
         self._draw(subject, proof)
         if proof.counterexample is None:
@@ -218,8 +235,8 @@ class Prover:
             test: Any = settings(hypothesis.given(st.data())(attempt))
             try:
                 hypothesis.seed(1000 * self.seed + number)(test)()
-            except _Found:
-                proof.counterexample = last[0]
+            except (_Found, _Stop) as found:
+                proof.counterexample = last[0] if isinstance(found, _Found) else found.example
             except hypothesis.errors.Unsatisfiable:
                 proof.notes.append("no valid instance could be drawn")
             except (hypothesis.errors.Flaky, hypothesis.errors.FlakyStrategyDefinition):
@@ -240,7 +257,7 @@ class Prover:
             return
         try:
             self._examine(subject, proof, model, feeds, drawn=False, file=path)
-        except _Found as found:
+        except (_Found, _Stop) as found:
             proof.counterexample = found.example
         except Impossible:
             proof.notes.append(f"{path.name} could not be run")
@@ -272,11 +289,15 @@ class Prover:
             if drawn and not self._valid(original, feeds):
                 raise Impossible from error
             endless = "does not come to rest" in error.message or "did not end" in error.message
-            raise found("endless" if endless else "fails", error.message) from error
+            example = found("endless" if endless else "fails", error.message)
+            # A smaller model would take as long.
+            raise (_Stop(example.example) if "did not end" in error.message else example) from error
         proof.instances += 1
         if not changes:
             if isinstance(subject, LocalRule):
                 proof.declined.update(_reasons(subject, model))
+            elif _structure(model) != _structure(original):
+                raise found("silent", "it says that it changed nothing, but the model is another one", model)
             return
         problems = broken_invariants(model)
         if problems:
@@ -322,10 +343,7 @@ class Prover:
         runtimes = RUNTIMES if file is None else RUNTIMES[:1]
         with contextlib.ExitStack() as stack:
             models: list[bytes | str]
-            if file is None:
-                models = [_bytes(before), _bytes(after)]
-            else:
-                models = [str(file), _saved(after, stack)]
+            models = [_bytes(before), _bytes(after)] if file is None else [str(file), _saved(after, stack)]
             found = self.workers.run(models, feeds, runtimes)
         if all(ran[0].error for ran in found.values()):
             raise Impossible
@@ -368,9 +386,18 @@ def _unlike(first: Ran, second: Ran) -> bool:
 
 
 def _unsupported(error: str) -> bool:
-    words = ("NOT_IMPLEMENTED", "NotImplemented", "No Op registered", "not a registered function", "No implementation",
-             "OpRunExpand", "RuntimeImplementation", "only *guarantees*")  # fmt: skip
-    return any(word in error for word in words)
+    return any(word in error for word in _NOT_SUPPORTED)
+
+
+_NOT_SUPPORTED = (
+    "NOT_IMPLEMENTED",
+    "NotImplemented",
+    "No Op registered",
+    "not a registered function",
+    "No implementation",
+    "RuntimeImplementation",
+    "only *guarantees*",
+)
 
 
 def _feed_text(feed: dict[str, Any], runtime: str) -> str:
@@ -388,9 +415,23 @@ def _feed_text(feed: dict[str, Any], runtime: str) -> str:
 def _interface(model: Model) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Names and element types of inputs and outputs."""
     graph = model.graph
-    values = ([v for v in graph.inputs], list(graph.outputs))
-    inputs, outputs = ([(v.name or "", str(v.dtype)) for v in each] for each in values)
+    inputs, outputs = ([(v.name or "", str(v.dtype)) for v in each] for each in (graph.inputs, graph.outputs))
     return inputs, outputs
+
+
+def _structure(model: Model) -> list[tuple[Any, ...]]:
+    """What a pass that changed nothing leaves alone: nodes, their operands, constants."""
+    nodes = [
+        (
+            n.domain,
+            n.op_type,
+            [v and v.name for v in n.inputs],
+            [v.name for v in n.outputs],
+            sorted(n.attributes),
+        )
+        for n in model.nodes()
+    ]
+    return [*nodes, *(tuple(graph.initializers) for graph in model.graphs())]
 
 
 def _changed(before: Any, after: Any) -> str:
@@ -414,7 +455,8 @@ def _reasons(subject: LocalRule, model: Model) -> Iterator[str]:
 
 
 def _bytes(model: Model) -> bytes:
-    return ir.to_proto(model.ir).SerializeToString()
+    data: bytes = ir.to_proto(model.ir).SerializeToString()
+    return data
 
 
 def _saved(model: Model, stack: contextlib.ExitStack) -> str:
@@ -439,7 +481,8 @@ def _watched(name: str, seconds: float) -> Iterator[None]:
         raise PassError(f"pass '{name}' did not end within {seconds:g} seconds")
 
     previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # And again: an exception raised in a finalizer or a callback of the collector is lost.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ Size = Any
 SIZES: tuple[Mapping[str, int], ...] = ({"n": 2, "s": 3}, {"n": 5, "s": 4})
 """Sizes of the symbolic dimensions; an instance runs once with each."""
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
 
@@ -111,7 +111,7 @@ class Sketch:
         """One of `options`; the first is the simplest."""
         from hypothesis import strategies as st
 
-        return options[0] if len(options) == 1 else self.draw(st.sampled_from(options))  # type: ignore[no-any-return]
+        return options[0] if len(options) == 1 else self.draw(st.sampled_from(options))
 
     def chance(self, one_in: int) -> bool:
         """True once in so many draws; False is the simpler answer."""
@@ -138,9 +138,16 @@ class Sketch:
 
     def partner(self, shape: Sequence[Size], *, larger: bool = True) -> tuple[Size, ...]:
         """A shape that broadcasts with `shape`; not to a larger one unless `larger`."""
-        kind = self.pick(
-            "same", "scalar", "one", "tail", "channel", "units", *(["larger", "higher"] if larger else [])
+        kinds = (
+            "same",
+            "scalar",
+            "one",
+            "tail",
+            "channel",
+            "units",
+            *(("larger", "higher") if larger else ()),
         )
+        kind = self.again(("partner", larger), lambda: self.pick(*kinds))
         if kind == "channel" and len(shape) > 1:
             return (shape[1], *(1,) * (len(shape) - 2))
         if kind == "scalar":
@@ -233,7 +240,11 @@ class Sketch:
             Impossible: its schema does not allow this.
         """
         self._allowed(op_type, inputs, domain)
-        given = {name: v for name, v in (attributes or {}).items() if v is not None}
+        given = {
+            name: ir.AttrInt64s(name, ()) if isinstance(v, (list, tuple)) and not v else v
+            for name, v in (attributes or {}).items()
+            if v is not None
+        }
         end = len(inputs)
         while end and inputs[end - 1] is None:
             end -= 1

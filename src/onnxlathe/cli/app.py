@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from onnxlathe import __version__
+from onnxlathe.cli.build import build_command
+from onnxlathe.cli.check import passes_group
 from onnxlathe.cli.inspect import inspect_command
 from onnxlathe.cli.optimize import optimize_command
-from onnxlathe.cli.passes import passes_command
 from onnxlathe.cli.verify import verify_command
 
 
@@ -40,6 +41,7 @@ def app(**_: Any) -> None:
 
 
 app.add_command(optimize_command, "run")
-app.add_command(passes_command, "passes")
+app.add_command(passes_group, "passes")
+app.add_command(build_command, "build")
 app.add_command(verify_command, "verify")
 app.add_command(inspect_command, "inspect")

@@ -1,4 +1,4 @@
-"""`optimize inspect MODEL`: what a model is made of, and what the target thinks of it."""
+"""`optimize inspect MODEL`: what a model or an engine is made of, and what the target thinks of it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,17 @@ _WEIGHTS_SHOWN = 10
 @click.option("--text", is_flag=True, help="Print the graph as text instead.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect_command(model: Path, target: str | None, text: bool, as_json: bool) -> int:
-    """Show operators, inputs, outputs, opset and weights of MODEL, and what TensorRT thinks of it."""
+    """Show operators, inputs, outputs, opset and weights of MODEL, and what TensorRT thinks of it.
+
+    Of an engine, show what its sidecar says.
+    """
     from onnxlathe.cli.output import out, progress
     from onnxlathe.model import load
+
+    if _is_engine(model):
+        from onnxlathe.cli.engine_text import inspect_engine
+
+        return inspect_engine(model, as_json=as_json)
 
     loaded = load(model)
     if text:
@@ -45,6 +53,17 @@ def inspect_command(model: Path, target: str | None, text: bool, as_json: bool) 
     else:
         _show(out(), facts)
     return 0
+
+
+def _is_engine(path: Path) -> bool:
+    """TensorRT's serialized engines begin with one of these."""
+    try:
+        with path.open("rb") as file:
+            return (
+                file.read(4) in (b"ptrt", b"ftrt", b"rtrt") or path.with_name(path.name + ".json").is_file()
+            )
+    except OSError:
+        return False
 
 
 def describe(model: Model) -> dict[str, Any]:

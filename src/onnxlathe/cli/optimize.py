@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxlathe.cli.build_options import engine_options
 from onnxlathe.cli.options import comparison_options, plugin_option
+from onnxlathe.cli.precision_options import precision_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from onnxlathe.api import Result, VerifyOptions
     from onnxlathe.model import Model
     from onnxlathe.pipeline import Recipe, StepRecord
+    from onnxlathe.target.engine import Engine, EngineRequest
 
 # A model that this program wrote says so; its default output may be replaced without asking.
 PRODUCED = "onnxlathe.pipeline"
@@ -33,6 +38,7 @@ PRODUCED = "onnxlathe.pipeline"
 )
 @plugin_option
 @click.option("--disable", multiple=True, metavar="NAME", help="Leave out a pass or rule wherever it occurs.")
+@precision_options
 @comparison_options
 @click.option("--freeze", is_flag=True, help="Write the sizes of --shape and --dim into the model.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the result with the original.")
@@ -52,6 +58,15 @@ PRODUCED = "onnxlathe.pipeline"
     "--external-data/--single-file",
     default=None,
     help="Weights beside the model, or in it. As MODEL has them if left out.",
+)
+@click.option("--engine", type=click.Path(path_type=Path), help="Build a TensorRT engine of the result, too.")
+@engine_options
+@click.option(
+    "--build-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=1800.0,
+    show_default=True,
+    help="Seconds that building the engine may take.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write everything as JSON.")
 @click.option(
@@ -79,6 +94,7 @@ def optimize_command(**options: Any) -> int:
     \b
     optimize model.onnx --passes fold,fuse
     optimize model.onnx -o small.onnx --dim batch=4 --report report.json
+    optimize model.onnx --engine model.engine --range batch=1:8:32
 
     Exit code 0: done and nothing found to differ; 1: verification failed; 2: wrong usage or bad model.
     """
@@ -93,6 +109,8 @@ class _Job:
         self.source: Path = options["model"]
         self.notes: list[str] = []
         self.dumped: list[Path] = []
+        self.frozen: dict[str, int] = {}
+        self.engine: Engine | None = None
         self.started = time.perf_counter()
 
     def run(self) -> int:
@@ -112,11 +130,12 @@ class _Job:
             model = load(self.source)
             output = self.output(model)
             frozen = self.freeze(model)
+            request = self.engine_request(recipe, output)
             verify = False if options["no_verify"] else self.verify_options(model)
             try:
                 result = optimize(
                     model,
-                    options["passes"] or recipe.passes,
+                    self.pipeline(recipe),
                     verify=verify,
                     # The file is the truth, but for sizes that the user had written into the model.
                     original=None if frozen else self.source,
@@ -139,6 +158,8 @@ class _Job:
             say(f"saving {output.name}")
             result.model.ir.metadata_props[PRODUCED] = result.pipeline
             save(result.model, output, in_place=options["in_place"], external=options["external_data"])
+            if request is not None:
+                self.build(request, result, output, say)
         self.finish(result, output)
         return 0
 
@@ -190,8 +211,53 @@ class _Job:
         if not bindings:
             raise UsageError("--freeze has nothing to freeze", hint="give sizes with --shape or --dim")
         freeze(model, bindings)
+        self.frozen = bindings
         self.options["shapes"], self.options["dims"] = (), ()
         return True
+
+    def pipeline(self, recipe: Recipe) -> str:
+        """The pipeline; for an engine, what the builder has no kernels for is rewritten at the end."""
+        from onnxlathe.cli.precision_options import precision_item
+
+        text: str = self.options["passes"] or recipe.passes
+        lowering = precision_item(self.options, self.notes)
+        if lowering:
+            # Operators that newer sets have (RMSNormalization, Gelu) keep float32 inside of themselves.
+            text = f"{'O3' if text == 'default' else text},{lowering}"
+        return f"{text},attention_decompose" if self.options["engine"] is not None else text
+
+    def engine_request(self, recipe: Recipe, output: Path) -> EngineRequest | None:
+        """What engine to build; everything that can be refused is refused before the work."""
+        from onnxlathe.cli.build_options import OPTIONS, engine_request, is_chosen, with_recipe
+        from onnxlathe.errors import UsageError
+
+        path = self.options["engine"]
+        if path is None:
+            chosen = [name for name in OPTIONS if is_chosen(name, self.options[name])]
+            if chosen:
+                names = {"ranges": "range", "memory_pools": "memory-pool", "plugin_libraries": "plugins"}
+                word = names.get(chosen[0], chosen[0]).replace("_", "-")
+                raise UsageError(f"--{word} is about an engine", hint="say where to put it: --engine FILE")
+            return None
+        from onnxlathe.target.build import check_engine_path
+
+        check_engine_path(path, self.source, output)
+        options = with_recipe(self.options, recipe.engine)
+        return engine_request(path, options, timeout=self.options["build_timeout"], fixed=self.frozen)
+
+    def build(self, request: EngineRequest, result: Result, output: Path, say: Callable[[str], None]) -> None:
+        """Build the engine of what was saved."""
+        from onnxlathe.target.engine import brief, make_engine
+
+        verify = None if self.options["no_verify"] else self.verify_options(result.model)
+        self.engine = make_engine(
+            output,
+            request,
+            original=None if self.options["in_place"] else self.source,
+            verify=verify,
+            facts={"pipeline": result.pipeline, "verdict": brief(result.verdict)},
+            progress=say,
+        )
 
     def verify_options(self, model: Model) -> VerifyOptions:
         from onnxlathe.cli.options import verify_options
@@ -238,6 +304,10 @@ class _Job:
 
         console = out()
         show_result(console, result, source=self.source, output=output, seconds=seconds)
+        if self.engine is not None:
+            from onnxlathe.cli.engine_text import show_engine
+
+            show_engine(console, self.engine)
         for path in self.dumped:
             console.print(f"dumped  {escape(str(path))}")
         for note in self.notes:
@@ -263,6 +333,7 @@ class _Job:
                 "output": file(output),
                 "seconds": round(seconds, 3),
                 **result.to_dict(),
+                "engine": self.engine.to_dict() if self.engine else None,
             },
         )
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
+from onnxlathe import _collector
 from onnxlathe.errors import ModelError
 
 from .check import Checker, check_tensors
@@ -72,7 +71,7 @@ def load(path: str | os.PathLike[str], *, strict: bool = False) -> Model:
     Raises:
         ModelError: the file is no ONNX model, is damaged, or breaks a rule of ONNX that cannot be repaired.
     """
-    with _no_garbage_collection():
+    with _collector.paused():
         file = _open(Path(path))
         elided, proto = _parse(file)
         loader = _Weights(file, elided)
@@ -94,18 +93,6 @@ def load(path: str | os.PathLike[str], *, strict: bool = False) -> Model:
             _unshadow(model)
         loader.attach(model)
         return model
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Building a graph makes many objects and no garbage: collecting takes half the time, for nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _open(path: Path) -> SourceFile:

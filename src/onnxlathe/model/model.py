@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir
+
+LOWERED = "onnxlathe.precision"
+"""Key in a model's `metadata_props`: the type that it was lowered to on purpose."""
 
 
 @dataclass
@@ -36,11 +39,9 @@ class Model:
 
     def graphs(self) -> Iterator[onnx_ir.Graph]:
         """The main graph, every subgraph nested in it, every function body, and the subgraphs of those."""
-        yield self.ir.graph
-        yield from self.ir.graph.subgraphs()
+        yield from with_subgraphs(self.ir.graph)
         for function in self.ir.functions.values():
-            yield function.graph
-            yield from function.subgraphs()
+            yield from with_subgraphs(function.graph)
 
     def nodes(self) -> Iterator[onnx_ir.Node]:
         """The nodes of all `graphs`."""
@@ -59,6 +60,32 @@ class Model:
     def clone(self) -> Model:
         """A copy of the structure that may be changed independently; weight tensors are shared."""
         return Model(self.ir.clone(), path=self.path, repairs=list(self.repairs))
+
+
+_GRAPH, _GRAPHS = onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS
+
+
+def with_subgraphs(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Graph]:
+    """A graph and all graphs nested in it, each before the graphs inside of it."""
+    yield graph
+    for node in graph:
+        for inner in subgraphs(node):
+            yield from with_subgraphs(inner)
+
+
+def subgraphs(node: onnx_ir.Node) -> Sequence[onnx_ir.Graph]:
+    """The graphs in a node's attributes (branches of If, bodies of Loop and Scan)."""
+    # `data` is the plain dict inside: this is asked of every node many times, and nearly all have no graph.
+    attributes = node.attributes.data
+    if not attributes:
+        return ()
+    found: list[onnx_ir.Graph] = []
+    for attribute in attributes.values():
+        if attribute.type is _GRAPH and not attribute.is_ref():
+            found.append(attribute.as_graph())
+        elif attribute.type is _GRAPHS and not attribute.is_ref():
+            found.extend(attribute.as_graphs())
+    return found
 
 
 def is_overridable(value: onnx_ir.Value) -> bool:

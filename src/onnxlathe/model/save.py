@@ -16,6 +16,7 @@ from typing import cast
 import onnx
 import onnx_ir as ir
 
+from onnxlathe import _collector
 from onnxlathe.errors import LatheError, ModelError, UsageError
 
 from .model import Model
@@ -67,7 +68,8 @@ def save(
             hint="A pass has left it so; this is an error of the pass.",
         )
     try:
-        plan = _plan(model, target, external)
+        with _collector.paused():
+            plan = _plan(model, target, external)
     except UnicodeDecodeError as error:
         raise ModelError(
             f"the model has a text that is no UTF-8: {error.object[:40]!r}",

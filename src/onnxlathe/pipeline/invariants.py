@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxlathe.model import Model
-from onnxlathe.rewrite.edit import subgraphs
+from onnxlathe.model import Model, subgraphs
 
 
 def broken_invariants(model: Model, limit: int = 5) -> list[str]:

@@ -7,7 +7,7 @@ pass's fields. What comes out is a short list of units: one pass, or several rul
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,16 @@ class Pipeline:
 
     def __str__(self) -> str:
         return join(self.items)
+
+    def passes(self) -> Iterator[Pass]:
+        """All passes, in order; those in a `fixpoint` once."""
+        front: list[Unit | Fixpoint] = list(reversed(self.steps))
+        while front:
+            step = front.pop()
+            if isinstance(step, Unit):
+                yield from step.passes
+            else:
+                front.extend(reversed(step.steps))
 
 
 def plan(

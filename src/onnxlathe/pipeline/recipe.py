@@ -6,11 +6,16 @@ shapes = ["input:2x3x224x224"]
 
 [pipelines]
 mine = "fuse(layernorm,gelu),tidy"
+
+[engine]
+range = ["batch=1:8:32"]
+workspace = "4GiB"
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -30,6 +35,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         atol: absolute tolerances, as `--atol` takes them.
         rtol: relative tolerances, as `--rtol` takes them.
         on_mismatch: `fail` or `skip`.
+        engine: options of the engine's build by their names on the command line, without the dashes.
     """
 
     passes: str = "default"
@@ -41,6 +47,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     atol: tuple[str, ...] = ()
     rtol: tuple[str, ...] = ()
     on_mismatch: str = "fail"
+    engine: dict[str, Any] = {}
 
 
 def load_recipe(path: Path) -> Recipe:

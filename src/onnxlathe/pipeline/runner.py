@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from onnxlathe import _collector
 from onnxlathe.errors import LatheError, PassError
 from onnxlathe.infer import infer_model
 from onnxlathe.model import Model
@@ -60,6 +61,8 @@ class Runner:
     records: list[StepRecord] = field(default_factory=list)
     units: int = 0
     _facts: set[str] = field(default_factory=set)
+    _names: Names | None = None
+    _operators: dict[str, int] | None = None
 
     def run(self, model: Model, pipeline: Pipeline) -> list[StepRecord]:
         """Run `pipeline` over `model` in place.
@@ -68,8 +71,9 @@ class Runner:
             PassError: a pass raised or broke the IR; the model is then as it was before a plugin's pass,
                 and must be given up after one of ours.
         """
-        for step in pipeline.steps:
-            self._step(step, model)
+        with _collector.paused():
+            for step in pipeline.steps:
+                self._step(step, model)
         return self.records
 
     def _step(self, step: Unit | Fixpoint, model: Model) -> int:
@@ -124,13 +128,15 @@ class Runner:
     def _measured(self, unit: Unit, model: Model, limit: int | None) -> int:
         if self.before is not None:
             self.before(unit.label)
-        operators = model.count_operators()
+        operators = self._operators or model.count_operators()
         record = StepRecord(
             unit.label, tuple(p.name for p in unit.passes), nodes_before=sum(operators.values())
         )
         read = bytes_read()
+        if self._names is None:
+            self._names = Names(model.ir)
         context = Context(
-            Names(model.ir),
+            self._names,
             disabled=self.disabled,
             limit=limit,
             paranoid=self.paranoid,
@@ -148,7 +154,11 @@ class Runner:
         record.permits = context.spent
         record.weight_bytes = bytes_read() - read
         record.notes += context.notes
-        remaining = model.count_operators()
+        # Counting and collecting names walk the whole graph: only after what may have changed it.
+        remaining = model.count_operators() if record.changes or not unit.trusted else operators
+        self._operators = remaining
+        if not unit.trusted:
+            self._names = None
         record.nodes_after = sum(remaining.values())
         record.operators = operator_change(operators, remaining)
         self.records.append(record)

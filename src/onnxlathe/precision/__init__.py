@@ -5,6 +5,8 @@ The pass `precision` (among the standard passes) applies constraints; this packa
 
 from __future__ import annotations
 
+from onnxlathe.model.model import LOWERED
+
 from .constraints import (
     Constraint,
     Constraints,
@@ -22,6 +24,7 @@ __all__ = [
     "BFLOAT16",
     "FLOAT16",
     "FLOAT32",
+    "LOWERED",
     "LOW_TYPES",
     "Constraint",
     "Constraints",

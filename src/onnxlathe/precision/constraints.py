@@ -66,7 +66,8 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
     def __str__(self) -> str:
         name, pattern = self.selector
-        return f"{type_name(parse_type(self.type))}:{'' if name == 'match' else name + '='}{pattern}"
+        kind = "" if name in ("match", "between") else f"{name}="
+        return f"{type_name(parse_type(self.type))}:{'~' if self.optional else ''}{kind}{pattern}"
 
 
 class Constraints(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -112,7 +113,7 @@ def parse_keep(word: str, where: str = "--keep") -> list[Constraint]:
     """Read `fp32:*LayerNorm*,Softmax`: patterns for node names, operators, original nodes or values.
 
     A pattern may say what it is for (`op=Softmax`, `node=`, `origin=`, `output=`, `tensor=`), and `a..b` is the
-    subgraph between two values. Without a type, fp32 is meant.
+    subgraph between two values. A pattern after `~` may select nothing. Without a type, fp32 is meant.
 
     Raises:
         UsageError: nothing is selected.
@@ -123,6 +124,8 @@ def parse_keep(word: str, where: str = "--keep") -> list[Constraint]:
     found = []
     for pattern in patterns.strip().strip("'\"").split(","):
         pattern = pattern.strip()
+        optional = pattern.startswith("~")
+        pattern = pattern.removeprefix("~")
         if not pattern:
             continue
         name, equals, value = pattern.partition("=")
@@ -133,7 +136,7 @@ def parse_keep(word: str, where: str = "--keep") -> list[Constraint]:
             fields = {"between": pattern}
         else:
             fields = {"match": pattern}
-        found.append(checked(Constraint(type=kind, **fields), where))
+        found.append(checked(Constraint(type=kind, optional=optional, **fields), where))
     if not found:
         raise UsageError(
             f"{where} {word}: nothing is selected", hint="as in --keep fp32:'*LayerNorm*,Softmax'"

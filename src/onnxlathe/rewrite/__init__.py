@@ -1,5 +1,6 @@
 """Transformations of a model: passes, rules, the pattern language and the worklist that drives rules."""
 
+from onnxlathe.model import subgraphs
 from onnxlathe.rewrite.builder import Builder
 from onnxlathe.rewrite.context import ORIGIN, Context, Firing, carry_origin, origin
 from onnxlathe.rewrite.driver import drive
@@ -10,7 +11,6 @@ from onnxlathe.rewrite.edit import (
     is_unused,
     remove_unused,
     replace_value,
-    subgraphs,
 )
 from onnxlathe.rewrite.match import (
     Match,

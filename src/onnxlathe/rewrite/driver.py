@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from onnxlathe.errors import PassError
 from onnxlathe.infer import dims_of, infer_node
-from onnxlathe.model import Model
+from onnxlathe.model import Model, subgraphs
 from onnxlathe.rewrite.builder import Builder
 from onnxlathe.rewrite.context import Context
-from onnxlathe.rewrite.edit import remove_unused, replace_value, subgraphs
+from onnxlathe.rewrite.edit import remove_unused, replace_value
 from onnxlathe.rewrite.rule import Attempt, LocalRule, Rule
 
 # A rule that undoes another's work would go on for ever; no honest one changes a node this often.

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
+from onnxlathe.model import subgraphs, with_subgraphs
+
 
 class Names:
     """Names that no value or node of the model has yet; subgraphs must not shadow outer values either."""
@@ -45,25 +47,9 @@ def _unique(taken: set[str], hint: str) -> str:
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph, function bodies, and every graph nested in them."""
-    yield from _with_subgraphs(model.graph)
+    yield from with_subgraphs(model.graph)
     for function in model.functions.values():
-        yield from _with_subgraphs(function.graph)
-
-
-def _with_subgraphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    yield graph
-    for node in graph:
-        for inner in subgraphs(node):
-            yield from _with_subgraphs(inner)
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs in a node's attributes (branches of If, bodies of Loop and Scan)."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-            yield from attribute.as_graphs()
+        yield from with_subgraphs(function.graph)
 
 
 def replace_value(old: ir.Value, new: ir.Value, names: Names) -> ir.Node | None:

@@ -52,6 +52,7 @@ class Pass(ABC):
         gives: facts that are true after it has run, whatever was true before.
         min_opset: the pass does nothing for models of an older default operator set.
         example: a before/after in readable text, for `optimize passes NAME`.
+        lowers_precision: values go through a less precise type afterwards, on purpose.
     """
 
     name: ClassVar[str] = ""
@@ -61,6 +62,7 @@ class Pass(ABC):
     gives: ClassVar[frozenset[str]] = frozenset()
     min_opset: ClassVar[int] = 1
     example: ClassVar[str] = ""
+    lowers_precision: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, model: Model, context: Context) -> int:

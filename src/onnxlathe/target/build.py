@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from onnxlathe.errors import LatheError, ModelError, UsageError
 
 from .base import Refusal, Target, TargetError
 from .options import BuildOptions, check
-from .profiles import Profile
+from .profiles import LEVELS, Profile
 from .sidecar import sidecar_path
 from .tensorrt import TensorRT, TensorRTSession
 
@@ -70,6 +70,14 @@ class Refused(TargetError):
     def __init__(self, message: str, refusals: list[Refusal], *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.refusals = refusals
+
+
+class Contradiction(UsageError):
+    """A profile asks for sizes that the model cannot have; `complaint` is the target's own text."""
+
+    def __init__(self, message: str, complaint: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.complaint = complaint
 
 
 class EngineBuilder:
@@ -166,6 +174,7 @@ class EngineBuilder:
 
         Raises:
             UsageError: a profile does not fit what the target wants.
+            Contradiction: the model cannot have the sizes of a profile.
             TargetError: the builder failed, died or hung; its last messages are in the error.
         """
         assert self.opened is not None, "open comes first"
@@ -182,8 +191,38 @@ class EngineBuilder:
         said = [(severity, text.strip()) for severity, text in reply["messages"]]
         if not reply["bytes"]:
             raise _failure(self.target.title, [t for s, t in said if s != "WARNING"], bool(self.opened.gpus))
+        for _, text in said:
+            if found := _INCONSISTENT.search(text):
+                raise _contradiction(profiles, found[1].lower(), found[2])
         warnings = [text for severity, text in said if severity == "WARNING" and not _NOISE.search(text)]
         return Built(reply["bytes"], reply["seconds"], list(dict.fromkeys(warnings)))
+
+    def run(self, engine: Path, feeds: list[dict[str, Any]], timed: int | None) -> dict[str, Any]:
+        """Run an engine; see `native_run.run`.
+
+        Raises:
+            TargetError: this machine cannot run it, or the library died or hung.
+        """
+        plugins = [str(Path(p).resolve()) for p in self.options.plugins]
+        return self._session.process.ask(
+            "run", engine=str(engine), plugins=plugins, feeds=feeds, timed=timed, timeout=self.timeout
+        )
+
+
+_INCONSISTENT: Final = re.compile(
+    r"Profile k(MIN|OPT|MAX) values are not self-consistent\.?\s*(.*)", re.DOTALL
+)
+
+
+def _contradiction(profiles: Sequence[Profile], level: str, complaint: str) -> Contradiction:
+    index = LEVELS.index(level)
+    sizes = [", ".join(f"{s}={size}" for s, size in profile.bindings[index].items()) for profile in profiles]
+    return Contradiction(
+        f"the model cannot have the {level} sizes of the optimization profile ({' or '.join(sizes)}): "
+        + complaint.partition(" In operator")[0],
+        complaint,
+        hint=f"give others with --{level}-shapes or --range",
+    )
 
 
 def _plain(profile: Profile, opened: Opened) -> dict[str, Any]:
@@ -311,37 +350,3 @@ class Staged:
                 final.unlink()
             os.replace(self.temporary, self.engine)
             os.replace(self._beside, final)
-
-
-def build_engine(
-    model: Path,
-    engine: Path,
-    profiles: Sequence[Profile],
-    *,
-    builder: EngineBuilder,
-    describe: Callable[[Opened], Mapping[str, Any]],
-    progress: Callable[[str], None] = lambda _: None,
-) -> Built:
-    """Parse `model`, build, and put the engine and its sidecar in place: both, or nothing.
-
-    Args:
-        model: an ONNX file.
-        engine: where to put the engine.
-        profiles: for inputs with open dimensions.
-        builder: target and options.
-        describe: what the sidecar says, from what the target made of the model.
-        progress: called with what is being done.
-
-    Raises:
-        TargetError, UsageError, ModelError, LatheError: see `EngineBuilder` and `Staged`.
-    """
-    from .sidecar import encode
-
-    check_engine_path(engine, model)
-    progress(f"{builder.target.title} parses {model.name}")
-    opened = builder.opened or builder.open(model)
-    with staged(engine) as stage:
-        progress(f"{builder.target.title} builds {engine.name}")
-        built = builder.build(profiles, stage.temporary)
-        stage.publish(encode(dict(describe(opened))))
-    return built

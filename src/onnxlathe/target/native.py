@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -65,7 +64,8 @@ class Native:
         """Write everything that the package says to the file at `path` from now on; None ends that."""
         if self._file is not None:
             self._file.close()
-        self._file = Path(path).open("a", encoding="utf-8", buffering=1) if path else None
+        # Line by line, so that the last words before a crash are there.
+        self._file = open(path, "a", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
 
     def network(self) -> tuple[Any, Any, Any]:
         """A builder, an empty strongly typed network and a parser into it; keep all three alive."""

@@ -84,6 +84,7 @@ class ProfileWishes:
         min_shapes, opt_shapes, max_shapes: texts of `--min-shapes`, `--opt-shapes`, `--max-shapes`.
         ranges: texts of `--range`, for all profiles.
         fixed: sizes of symbols that are settled.
+        caps: the largest size that may be proposed for a symbol.
     """
 
     min_shapes: Sequence[str] = ()
@@ -91,6 +92,7 @@ class ProfileWishes:
     max_shapes: Sequence[str] = ()
     ranges: Sequence[str] = ()
     fixed: Mapping[str, int] = field(default_factory=dict)
+    caps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -139,7 +141,11 @@ def _profile(
     given |= {symbol: (size, size, size) for symbol, size in wishes.fixed.items()}
     for symbol, span in given.items():
         _check_order(f"dimension {symbol!r}", span)
-    proposed = {s: _PROPOSED[kind] for s, kind in kinds.items() if kind != "total" and s not in given}
+    proposed = {
+        s: _capped(_PROPOSED[kind], wishes.caps.get(s))
+        for s, kind in kinds.items()
+        if kind != "total" and s not in given
+    }
     spans = given | proposed
     low, opt, high = (
         default_bindings(model, 0, given={s: span[i] for s, span in spans.items()}) for i in range(3)
@@ -165,6 +171,30 @@ def _profile(
             for axis, span in enumerate(zip(*made[spec.name], strict=True)):
                 _check_order(f"dimension {axis} ({spec.symbol(axis)}) of input {spec.name!r}", span)
     return Profile(made, contents, (low, opt, high), tuple(proposed))
+
+
+def _capped(span: tuple[int, int, int], cap: int | None) -> tuple[int, int, int]:
+    low, opt, high = span
+    return span if cap is None else (min(low, cap), min(opt, cap), min(high, cap))
+
+
+def tighter(profile: Profile, complaint: str) -> dict[str, int]:
+    """Caps for what was proposed, where the target finds that the model cannot be that large.
+
+    Args:
+        profile: with proposed ranges.
+        complaint: the target's words, which hold the size that was too large and often its bound.
+
+    Returns:
+        Some symbols with smaller caps; nothing where there is nothing left to make smaller.
+    """
+    largest = {s: profile.bindings[2][s] for s in profile.proposed if profile.bindings[2][s] > 1}
+    numbers = {int(n) for n in re.findall(r"(?<![\w:.])\d+(?![\w:])", complaint)}
+    for symbol, size in largest.items():
+        below = [n for n in numbers if 0 < n < size - 1]
+        if below and numbers & {size, size - 1}:
+            return {symbol: max(below)}
+    return {s: size // 2 for s, size in largest.items() if profile.bindings[0][s] < size}
 
 
 def _complete(given: dict[str, Any]) -> tuple[Any, Any, Any]:

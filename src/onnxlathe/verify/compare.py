@@ -15,15 +15,17 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 
 from onnxlathe.errors import LatheError, ModelError
 from onnxlathe.model import Model, load, save
+from onnxlathe.model.model import LOWERED
 from onnxlathe.model.samples import VARIANTS, default_bindings, sample_inputs
 
-from . import store
+from . import metrics, store
 from .limits import operator_of, output_precisions, random_nodes, reached_outputs, why_random, without_outputs
 from .runtime import RuntimeFailure, RuntimeProcess
-from .tolerance import Tolerances
+from .tolerance import Tolerances, coarser
 from .verdict import Comparison, Feed, Unchecked, Verdict
 
 _MAX_PRUNES = 8  # operators that are cut away before giving up
@@ -81,6 +83,8 @@ class Verifier:
         self._unchecked: dict[str, Unchecked] = {}  # by output; "" for everything
         self._notes: list[str] = []
         self._through: dict[str, str] = {}
+        self._low_names: set[str] = set()  # inputs and outputs of float16 and bfloat16
+        self._is_lowered = False
         self._files = 0
 
     def __enter__(self) -> Verifier:
@@ -108,6 +112,12 @@ class Verifier:
         names = [o.name or "" for o in model.graph.outputs]
         self._tolerances.check_names(names)
         self._through = output_precisions(model)
+        self._is_lowered = LOWERED in model.ir.metadata_props
+        self._low_names = {
+            v.name or ""
+            for v in (*model.graph.inputs, *model.graph.outputs)
+            if v.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        }
         for name, node in reached_outputs(model, random_nodes(model)).items():
             self._unchecked[name] = why_random(name, node)
         try:
@@ -210,6 +220,11 @@ class Verifier:
     def check(self, optimized: Model | Path | str) -> Verdict:
         """Compare `optimized` with the original.
 
+        A model that was given a lower precision on purpose says so in its metadata (`onnxlathe.precision`).
+        It runs as `onnxlathe.precision.emulate` writes it, since ONNX Runtime's CPU kernels would hide the
+        rounding; the tolerance follows the precision that its values went through; and float16 and bfloat16
+        inputs and outputs may stand where the original has float32.
+
         Returns:
             The verdict. Operators that ONNX Runtime lacks leave the outputs that depend on them unchecked;
             any other reason why the optimized model cannot be run while the original can is a difference.
@@ -221,7 +236,8 @@ class Verifier:
         unchecked = dict(self._unchecked)
         if "" not in unchecked:
             try:
-                self._compare(optimized, references, unchecked, verdict)
+                optimized, through = self._as_it_computes(optimized)
+                self._compare(optimized, references, unchecked, verdict, through)
             except RuntimeFailure as failure:
                 self._blame(failure, unchecked, verdict)
         verdict.unchecked = [unchecked[""]] if "" in unchecked else list(unchecked.values())
@@ -234,6 +250,7 @@ class Verifier:
         references: list[_Reference],
         unchecked: dict[str, Unchecked],
         verdict: Verdict,
+        through: Mapping[str, str],
     ) -> None:
         self._progress("loading the optimized model")
         interface, failure = self._open(None, optimized, unchecked)
@@ -259,13 +276,28 @@ class Verifier:
         for number, reference in enumerate(references):
             self._progress(f"comparing on {reference.feed.label}")
             tolerances = {
-                name: asdict(self._tolerances.of(base, dtype, through=self._through.get(base)))
+                name: asdict(self._tolerances.of(base, dtype, through=through.get(base)))
                 for name, dtype in reference.dtypes.items()
                 if (base := reference.bases[name]) not in unchecked
             }
             found = self._runtime.compare(reference.inputs, reference.outputs, number, tolerances)
             verdict.comparisons += [msgspec.convert(c, Comparison) for c in found]
         self._runtime.close()
+
+    def _as_it_computes(self, optimized: Model | Path | str) -> tuple[Model | Path | str, dict[str, str]]:
+        """A lowered model as it is run, and the coarsest precision that each output's values went through."""
+        model = optimized if isinstance(optimized, Model) else load(Path(optimized))
+        if LOWERED not in model.ir.metadata_props or self._is_lowered:
+            return optimized, self._through
+        from onnxlathe.infer import infer_model
+        from onnxlathe.precision import emulate
+
+        if model is not optimized:
+            infer_model(model)
+        through = dict(self._through)
+        for name, row in output_precisions(model).items():
+            through[name] = coarser(through[name], row) if name in through else row
+        return emulate(model, keep=self._low_names), through
 
     @staticmethod
     def _optional(optimized: Model | Path | str, names: list[str]) -> int:
@@ -280,6 +312,35 @@ class Verifier:
             verdict.error = f"the optimized model cannot be run{where}: {failure.message}"
         else:
             unchecked[""] = _why_not("the optimized model", failure)
+
+    def check_outputs(self, outputs: Sequence[Path], *, through: str | None = None) -> Verdict:
+        """Compare what somebody else made of the feeds with the original.
+
+        Args:
+            outputs: a file of `store` for each feed, in order.
+            through: the coarsest precision that it was computed in, a key of `tolerance.DEFAULTS`.
+        """
+        start = time.perf_counter()
+        self.prepare()
+        references = self._references or []
+        verdict = Verdict(feeds=[r.feed for r in references], notes=list(self._notes))
+        verdict.unchecked = list(self._unchecked.values())
+        for number, (reference, path) in enumerate(zip(references, outputs, strict=False)):
+            with store.Stored(reference.outputs) as expected, store.Stored(path) as actual:
+                for name, dtype in reference.dtypes.items():
+                    base = reference.bases[name]
+                    if base in self._unchecked or "" in self._unchecked:
+                        continue
+                    if name not in actual:
+                        verdict.error = f"the engine has no output {name!r}, which the original has"
+                        continue
+                    coarsest = self._through.get(base) or through
+                    tolerance = self._tolerances.of(base, dtype, through=coarsest)
+                    verdict.comparisons.append(
+                        metrics.compare(name, number, expected[name], actual[name], tolerance)
+                    )
+        verdict.seconds = time.perf_counter() - start
+        return verdict
 
     def inputs(self, feed: int = 0) -> dict[str, np.ndarray]:
         """The inputs of a feed, as the original was run on them."""

@@ -1,0 +1,271 @@
+"""Where a factor can go: upwards through everything that is linear, until weights take it in.
+
+`Absorption.of(value, …)` answers whether a value can be made `factor` times as large by changing constants
+alone, with nothing else seeing a difference. It plans and does not edit; `constants` is the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.infer import Dims, dims_of
+from onnxlathe.rewrite import attribute, is_constant
+from onnxlathe_passes.conditions import FLOATS, from_front, numbers, operand
+from onnxlathe_passes.elementwise import HALF_TYPES
+from onnxlathe_passes.noop_views import permutation
+from onnxlathe_passes.regroup import groups, static
+from onnxlathe_passes.weights import Array, may_copy
+
+_FAR = 32
+"""So many operators are looked at for one factor."""
+_RANGE = 2.0**20
+_HALF_RANGE = 64.0
+_VIEWS = frozenset({"Identity", "Neg", "Unsqueeze", "Squeeze", "Expand", "Slice", "Gather", "Flatten", "Tile"})
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One number for a whole value, or one for each place along an axis (counted from the front)."""
+
+    numbers: Array
+    axis: int | None = None
+
+    def same(self, other: Factor) -> bool:
+        return self.axis == other.axis and np.array_equal(self.numbers, other.numbers)
+
+    def against(self, rank: int, dims: Dims) -> Array | None:
+        """The factor in a shape that multiplies a constant of `dims`, which broadcasts into `rank` axes.
+
+        `None` where the constant would have to grow: it has one number for what is to differ.
+        """
+        if self.axis is None:
+            return self.numbers.reshape(())
+        at = self.axis - (rank - len(dims))
+        if at < 0 or dims[at] != self.numbers.size:
+            return None
+        return self.numbers.reshape(-1, *(1,) * (len(dims) - at - 1))
+
+
+@dataclass
+class Absorption:
+    """What has to be multiplied for a value to carry a factor.
+
+    Attributes:
+        constants: node and input at which a constant is multiplied, and by what.
+    """
+
+    opset: int
+    max_copy: int
+    constants: dict[tuple[ir.Node, int], Array] = field(default_factory=dict)
+    asked: dict[ir.Value, tuple[Factor, set[tuple[ir.Node, int]]]] = field(default_factory=dict)
+    seen: int = 0
+
+    @classmethod
+    def of(
+        cls, value: ir.Value, factor: Factor, by: tuple[ir.Node, int], opset: int, max_copy: int
+    ) -> Absorption | None:
+        """How `value`, of which `by` is a use, can be multiplied by `factor`; `None` where it cannot.
+
+        Args:
+            value: what to multiply.
+            factor: by what.
+            by: the node and input that will read the product instead.
+            opset: of the graph.
+            max_copy: bytes of a constant that is copied where something else needs it as it is.
+        """
+        plan = cls(opset, max_copy)
+        if not plan.ask(value, factor, by):
+            return None
+        # A value that several ways lead to must have been asked for by all of its users.
+        complete = all(len(users) == len(v.uses()) for v, (_, users) in plan.asked.items())
+        return plan if complete else None
+
+    def ask(self, value: ir.Value | None, factor: Factor, by: tuple[ir.Node, int]) -> bool:
+        """Ask `value` to carry `factor`, for one of its uses."""
+        if value is None or value.is_graph_output() or value.dtype not in FLOATS:
+            return False
+        if is_constant(value):
+            return self.constant(value, factor, by)
+        before = self.asked.get(value)
+        if before is None:
+            before = self.asked[value] = (factor, set())
+        elif not before[0].same(factor):
+            return False
+        before[1].add(by)
+        if len(before[1]) < len(value.uses()):
+            return True
+        self.seen += 1
+        return self.seen <= _FAR and self.descend(value, factor)
+
+    def constant(self, value: ir.Value, factor: Factor, by: tuple[ir.Node, int], at: Any = None) -> bool:
+        """Multiply a constant where `by` reads it; `at` is the shaped factor where that is special."""
+        node, _ = by
+        rank, dims = len(dims_of(node.outputs[0]) or ()), dims_of(value)
+        if dims is None or (producer := value.producer()) is not None and producer.graph is not node.graph:
+            return False
+        shaped = factor.against(rank, dims) if at is None else at
+        if shaped is None or not may_copy(value, self.max_copy):
+            return False
+        size = np.abs(shaped)
+        limit = _HALF_RANGE if value.dtype in HALF_TYPES else _RANGE
+        if not ((size >= 1 / limit) & (size <= limit)).all() or by in self.constants:
+            return False
+        self.constants[by] = shaped
+        return True
+
+    def descend(self, value: ir.Value, factor: Factor) -> bool:
+        """Ask the inputs of what computes `value` for what makes it carry `factor`."""
+        node = value.producer()
+        if node is None or node.domain != "":
+            return False
+        step = _STEPS.get(node.op_type)
+        if step is not None:
+            return step(self, node, value, factor)
+        if node.op_type in _VIEWS and factor.axis is None:
+            return self.ask(node.inputs[0], factor, (node, 0))
+        return False
+
+    def either(self, node: ir.Node, indices: list[int], factor: Factor) -> bool:
+        """Ask one of the inputs, the first that can."""
+        for index in indices:
+            constants, asked = dict(self.constants), {v: (f, set(u)) for v, (f, u) in self.asked.items()}
+            if self.ask(node.inputs[index], factor, (node, index)):
+                return True
+            self.constants, self.asked = constants, asked
+        return False
+
+
+def _transpose(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    perm = permutation(node, plan.opset)
+    if perm is None:
+        return False
+    axis = None if factor.axis is None else perm[factor.axis]
+    return plan.ask(node.inputs[0], Factor(factor.numbers, axis), (node, 0))
+
+
+def _reshape(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    if factor.axis is not None:
+        before, after = dims_of(node.inputs[0]) if node.inputs[0] else None, dims_of(value)
+        parts = groups(after, before) if before is not None and after is not None else None
+        if parts is None or after is None:
+            return False
+        axis = next(i for i, part in enumerate(parts) if factor.axis in part)
+        sizes = static([after[a] for a in parts[axis]])
+        if sizes is None:
+            return False
+        inner = len(parts[axis]) - 1 - (factor.axis - parts[axis].start)
+        spread = np.broadcast_to(factor.numbers.reshape(-1, *(1,) * inner), sizes).reshape(-1)
+        factor = Factor(spread, axis)
+    return plan.ask(node.inputs[0], factor, (node, 0))
+
+
+def _split(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    dims = dims_of(value)
+    axes = from_front([int(attribute(node, "axis", plan.opset))], len(dims) if dims is not None else None)
+    sizes = [static((dims_of(part) or ())[axes[0] : axes[0] + 1]) for part in node.outputs] if axes else []
+    if not axes or factor.axis not in (None, axes[0]) or not all(sizes):
+        return False
+    whole = [np.ones(size) for size in sizes if size]
+    whole[value.index() or 0] = np.broadcast_to(factor.numbers, whole[value.index() or 0].shape)
+    # The other parts stay as they are, whoever reads them.
+    part = node.inputs[0]
+    if part is None or len(part.uses()) != 1:
+        return False
+    return plan.ask(part, Factor(np.concatenate(whole), axes[0]), (node, 0))
+
+
+def _sum(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    rank = len(dims_of(value) or ())
+    for index, summand in enumerate(node.inputs):
+        given = dims_of(summand) if summand is not None else None
+        if given is None or (factor.axis is not None and len(given) != rank and not is_constant(summand)):
+            return False
+        if not plan.ask(summand, factor, (node, index)):
+            return False
+    return True
+
+
+def _product(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    whole = dims_of(value)
+    # What is multiplied comes before what it is multiplied by: a sine, a mask.
+    indices = [i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v) and dims_of(v) == whole]
+    return plan.either(node, indices, factor)
+
+
+def _quotient(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    numerator = node.inputs[0]
+    whole = numerator is not None and dims_of(numerator) == dims_of(value) and not is_constant(numerator)
+    return whole and plan.ask(numerator, factor, (node, 0))
+
+
+def _concat(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    axes = from_front([int(attribute(node, "axis", plan.opset))], len(dims_of(value) or ()))
+    if not axes or factor.axis == axes[0]:
+        return False
+    return all(plan.ask(part, factor, (node, index)) for index, part in enumerate(node.inputs))
+
+
+def _matmul(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    x, weight = node.inputs
+    dims, rank = (dims_of(weight) if weight is not None else None), len(dims_of(value) or ())
+    if weight is not None and is_constant(weight) and dims is not None and len(dims) == 2:
+        if factor.axis is None:
+            return plan.constant(weight, factor, (node, 1), factor.numbers.reshape(()))
+        if factor.axis != rank - 1 or dims[1] != factor.numbers.size:
+            return False
+        return plan.constant(weight, factor, (node, 1), factor.numbers.reshape(1, -1))
+    if factor.axis is not None:
+        return False
+    return plan.either(node, [0, 1], factor)
+
+
+def _gemm(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    weight, bias = node.inputs[1], operand(node, 2)
+    if weight is None or not is_constant(weight) or factor.axis == 0:
+        return False
+    columns = factor.numbers.reshape(1, -1)
+    rows = attribute(node, "transB", plan.opset)
+    if not plan.constant(weight, factor, (node, 1), columns.T if rows else columns):
+        return False
+    return bias is None or plan.ask(bias, factor, (node, 2)) if bias is None or is_constant(bias) else False
+
+
+def _normalization(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    if any(output.uses() for output in node.outputs[1:]):
+        return False
+    taken = [(i, v) for i, v in enumerate(node.inputs) if i and v is not None]
+    return all(is_constant(v) and plan.ask(v, factor, (node, i)) for i, v in taken)
+
+
+def _conv(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    weight, bias = node.inputs[1], operand(node, 2)
+    if weight is None or not is_constant(weight) or factor.axis not in (None, 1):
+        return False
+    channels = factor.numbers.reshape(-1, *(1,) * (len(dims_of(weight) or ()) - 1))
+    if not plan.constant(weight, factor, (node, 1), channels):
+        return False
+    if bias is None:
+        return True
+    return is_constant(bias) and plan.constant(bias, factor, (node, 2), factor.numbers.reshape(-1))
+
+
+_STEPS: dict[str, Callable[[Absorption, ir.Node, ir.Value, Factor], bool]] = {
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Split": _split,
+    "Add": _sum,
+    "Sub": _sum,
+    "Mul": _product,
+    "Div": _quotient,
+    "Concat": _concat,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "LayerNormalization": _normalization,
+    "RMSNormalization": _normalization,
+    "Conv": _conv,
+}

@@ -1,0 +1,89 @@
+"""Multiplications by a number, into the weights far above them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.infer import dims_of
+from onnxlathe.model import Model
+from onnxlathe.rewrite import Builder, Bytes, Context, Pass, is_constant, option, remove_unused, scalar_value
+from onnxlathe_passes.absorb import Absorption, Factor
+from onnxlathe_passes.conditions import FLOATS
+from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.weights import scaled
+
+
+@dataclass(frozen=True)
+class FoldScale(Pass):
+    """Fold a multiplication by one number into the weights from which its operand is computed linearly.
+
+    The factor goes upwards through MatMul, Add, Reshape, Transpose, Split, Concat, rotary embeddings and
+    whatever else is linear, and must arrive at weights (and biases) on every way; nothing else may read
+    what is on the ways. So the 1/√size of attention goes into the projection of the queries.
+    """
+
+    name = "fold_scale"
+    group = "fuse"
+    min_opset = 7
+    needs = frozenset({"shapes"})
+    keeps = frozenset({"shapes"})
+    example = """
+    %q = Transpose(Reshape(Add(MatMul(%x, %w), %b)))
+    %y = MatMul(Mul(%q, 0.125), %k)
+    →
+    %q = Transpose(Reshape(Add(MatMul(%x, %w·0.125), %b·0.125)))
+    %y = MatMul(%q, %k)
+    """
+
+    max_copy: Bytes = option(1 << 20, "largest weight that is copied because something else uses it too")
+
+    def run(self, model: Model, context: Context) -> int:
+        changes = 0
+        for graph in graphs_with_weights(model):
+            for node in graph:
+                if node.op_type in ("Mul", "Div") and node.domain == "":
+                    changes += self.fold(node, model.opset, context)
+        return changes
+
+    def fold(self, node: ir.Node, opset: int, context: Context) -> int:
+        """Fold one multiplication, if it can be."""
+        found = _scaled(node)
+        if found is None:
+            return 0
+        index, factor = found
+        x = node.inputs[index]
+        assert x is not None
+        plan = Absorption.of(x, Factor(np.array(factor)), (node, index), opset, self.max_copy)
+        if plan is None or not context.permit(self.name):
+            return 0
+        touched = [node]
+        for (user, place), by in plan.constants.items():
+            weight = user.inputs[place]
+            assert weight is not None
+            op = Builder(opset)
+            user.replace_input_with(place, scaled(op, weight, by))
+            insert(op, user, context)
+            if not weight.uses() and weight.is_initializer() and weight.graph is not None:
+                weight.graph.initializers.pop(weight.name, None)
+            touched.append(user)
+        substitute([(node.outputs[0], x)], context)
+        context.record(self.name, touched, touched[1:])
+        remove_unused([node])
+        return 1
+
+
+def _scaled(node: ir.Node) -> tuple[int, float] | None:
+    """Which input is multiplied, and by what number."""
+    for index in (0, 1) if node.op_type == "Mul" else (0,):
+        x, number = node.inputs[index], scalar_value(node.inputs[1 - index])
+        constant = node.inputs[1 - index]
+        if x is None or constant is None or number is None or is_constant(x) or x.dtype not in FLOATS:
+            continue
+        dims = dims_of(x)
+        if dims is None or len(dims_of(constant) or ()) > len(dims) or number == 0 or not np.isfinite(number):
+            continue
+        return index, number if node.op_type == "Mul" else 1 / number
+    return None

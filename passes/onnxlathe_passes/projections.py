@@ -1,0 +1,176 @@
+"""Matrix products of one value with several weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.infer import dims_of
+from onnxlathe.model import Model
+from onnxlathe.rewrite import Builder, Bytes, Context, Pass, is_constant, option, remove_unused
+from onnxlathe_passes.conditions import FLOATS, int64, producer, rank, used_once
+from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.weights import Array, derived, may_copy, tensor_of
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`x·weight`, and a bias that is added to it.
+
+    Attributes:
+        product: the MatMul.
+        result: what it is for: the output of the Add, or of the MatMul.
+        width: number of columns.
+        bias: a constant of one number per column, or of one number.
+    """
+
+    product: ir.Node
+    result: ir.Value
+    width: int
+    bias: ir.Value | None = None
+
+    @property
+    def weight(self) -> ir.Value:
+        assert self.product.inputs[1] is not None
+        return self.product.inputs[1]
+
+    @classmethod
+    def of(cls, node: ir.Node) -> Projection | None:
+        """The projection that a MatMul is, if it is one."""
+        weight, result = node.inputs[1], node.outputs[0]
+        dims = dims_of(weight) if weight is not None else None
+        if weight is None or not is_constant(weight) or weight.dtype not in FLOATS or dims is None:
+            return None
+        if len(dims) != 2 or (rank(result) or 0) < 2 or not isinstance(dims[1], int) or result.is_graph_output():
+            return None
+        width = dims[1]
+        for user in result.consumers() if used_once(result) else ():
+            bias = next((v for v in user.inputs if v is not result), None)
+            sizes = dims_of(bias) if bias is not None else None
+            if user.op_type != "Add" or user.domain or not is_constant(bias) or sizes is None:
+                continue
+            fits = sizes[-1:] in ((), (1,), (width,)) and all(d == 1 for d in sizes[:-1])
+            if bias is not None and fits and len(sizes) <= (rank(result) or 0) and not user.outputs[0].is_graph_output():
+                return cls(node, user.outputs[0], width, bias)
+        return cls(node, result, width)
+
+
+@dataclass(frozen=True)
+class MergeProjections(Pass):
+    """Make one MatMul, and one bias, of several whose left operand is the same.
+
+    Queries, keys and values are one product with the weights side by side, and so are the gate and the
+    other half of a SwiGLU. Done where it leaves fewer nodes: what follows each part alike (biases,
+    Reshapes, Transposes) is counted, and comes once as well.
+    """
+
+    name = "merge_projections"
+    group = "fuse"
+    min_opset = 7
+    needs = frozenset({"shapes"})
+    keeps = frozenset({"shapes"})
+    example = """
+    %q = Add(MatMul(%x, %wq), %bq)
+    %k = MatMul(%x, %wk)
+    %v = Add(MatMul(%x, %wv), %bv)
+    →
+    %qkv = Add(MatMul(%x, [%wq %wk %wv]), [%bq 0 %bv])
+    %q, %k, %v = Split(%qkv, axis=-1)
+    """
+
+    max_copy: Bytes = option(1 << 20, "largest weight that is copied because something else uses it too")
+
+    def run(self, model: Model, context: Context) -> int:
+        changes = 0
+        for graph in graphs_with_weights(model):
+            for group in list(self.groups(graph)):
+                if _gain(group) > 0 and context.permit(self.name):
+                    merge(group, model.opset, context, self.name)
+                    changes += 1
+        return changes
+
+    def groups(self, graph: ir.Graph) -> Iterator[list[Projection]]:
+        """Projections of the same value, in the order of the graph."""
+        found: dict[tuple[ir.Value, object, object], list[Projection]] = {}
+        for node in graph:
+            if node.op_type != "MatMul" or node.domain != "" or node.inputs[0] is None:
+                continue
+            projection = Projection.of(node)
+            if projection is not None and may_copy(projection.weight, self.max_copy):
+                key = (node.inputs[0], projection.weight.dtype, (dims_of(projection.weight) or ())[0])
+                found.setdefault(key, []).append(projection)
+        return (group for group in found.values() if len(group) > 1)
+
+
+def _gain(group: Sequence[Projection]) -> int:
+    """How many nodes fewer there are when all is done."""
+    biases = sum(p.bias is not None for p in group)
+    gain = len(group) + biases - (1 + (biases > 0)) - 1
+    results = [p.result for p in group]
+    for op_type in ("Reshape", "Transpose"):
+        following = [next(iter(r.consumers())) for r in results if used_once(r)]
+        if len(following) < len(group) or any(n.op_type != op_type or n.domain for n in following):
+            break
+        results = [node.outputs[0] for node in following]
+        if op_type == "Reshape":
+            heads = {(dims_of(r) or ())[-1:] for r in results}
+            if len(heads) != 1 or len({rank(r) for r in results}) != 1:
+                break
+        gain += len(group) - 1
+        if op_type == "Transpose":
+            perms = [tuple(n.attributes["perm"].as_ints()) if "perm" in n.attributes else () for n in following]
+            gain -= len(perms) - max(perms.count(p) for p in perms)
+    return gain
+
+
+def merge(group: Sequence[Projection], opset: int, context: Context, rule: str) -> None:
+    """Put one product in the place of the group's."""
+    first = group[0].product
+    op = Builder(opset)
+    product = op.MatMul(first.inputs[0], _side_by_side(op, group))
+    if any(p.bias is not None for p in group):
+        product = op.Add(product, _biases(op, group))
+    widths = [p.width for p in group]
+    axis = (rank(group[0].result) or 0) - 1
+    if opset < 13:
+        parts = op.node("Split", [product], {"axis": axis, "split": widths}, outputs=len(group)).outputs
+    else:
+        parts = op.node("Split", [product, int64(widths)], {"axis": axis}, outputs=len(group)).outputs
+    insert(op, first, context)
+    substitute([(p.result, part) for p, part in zip(group, parts, strict=True)], context)
+    before = [p.product for p in group]
+    before += [made for p in group if (made := producer(p.result, "Add")) is not None]
+    context.record(rule, before, op.nodes)
+    remove_unused(before)
+
+
+def _side_by_side(op: Builder, group: Sequence[Projection]) -> ir.Value:
+    """The weights as columns of one; read only when it is written."""
+    sources = [tensor_of(p.weight) for p in group]
+    rows, columns = sources[0].shape.numpy()[0], sum(p.width for p in group)
+
+    def compute() -> Array:
+        result = np.empty((rows, columns), sources[0].dtype.numpy())
+        start = 0
+        for source, projection in zip(sources, group, strict=True):
+            result[:, start : start + projection.width] = source.numpy()
+            start += projection.width
+        return result
+
+    return derived(op, group[0].weight, (rows, columns), compute)
+
+
+def _biases(op: Builder, group: Sequence[Projection]) -> ir.Value:
+    like = next(p.bias for p in group if p.bias is not None)
+    parts = [(tensor_of(p.bias) if p.bias is not None else None, p.width) for p in group]
+
+    def compute() -> Array:
+        zero = np.zeros(1, like.dtype.numpy())  # type: ignore[union-attr]
+        return np.concatenate(
+            [np.broadcast_to(zero if t is None else t.numpy().reshape(-1), width) for t, width in parts]
+        )
+
+    return derived(op, like, (sum(p.width for p in group),), compute)

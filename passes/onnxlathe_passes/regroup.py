@@ -1,0 +1,82 @@
+"""Shapes as groups of axes: which axes of a Reshape's input become which axes of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxlathe.infer import Dims, dims_of
+from onnxlathe.rewrite import Builder, reject
+from onnxlathe_passes.conditions import int64
+
+
+def groups(fine: Dims, coarse: Dims) -> list[range] | None:
+    """The consecutive axes of `fine` that multiply to each axis of `coarse`.
+
+    Sizes are compared as expressions: what is a group is one in every run. Axes of size 1 that no group
+    needs go to the one before.
+
+    Returns:
+        One range of axes of `fine` for each axis of `coarse`; `None` where there is no such grouping.
+    """
+    if None in fine or None in coarse:
+        return None
+    found: list[range] = []
+    start = 0
+    for index, wanted in enumerate(coarse):
+        end, product = start, 1
+        while product != wanted or end == start:
+            if end == len(fine):
+                break
+            product = product * fine[end]  # type: ignore[operator,assignment]
+            end += 1
+        if product != wanted:
+            return None
+        # A group takes the ones that follow, unless the next size is itself a 1 that needs them.
+        last = index + 1 == len(coarse)
+        while end < len(fine) and fine[end] == 1 and (last or coarse[index + 1] != 1):
+            end += 1
+        found.append(range(start, end))
+        start = end
+    return found if start == len(fine) else None
+
+
+def static(dims: Sequence[Any]) -> list[int] | None:
+    """The sizes as numbers; `None` where one is not."""
+    return [d for d in dims if isinstance(d, int)] if all(isinstance(d, int) for d in dims) else None
+
+
+def target(before: Dims, after: Dims) -> list[int] | None:
+    """The second input of a Reshape from `before` to `after`; `None` where it cannot be written down.
+
+    A symbolic size is 0 where the input has it at the same place; one more may be -1.
+    """
+    if None in before or None in after or 0 in after:
+        return None
+    written = []
+    for axis, size in enumerate(after):
+        if isinstance(size, int):
+            written.append(size)
+        else:
+            written.append(0 if axis < len(before) and before[axis] == size else -1)
+    return written if written.count(-1) <= 1 else None
+
+
+def reshaped(op: Builder, x: ir.Value, after: Dims) -> ir.Value:
+    """`x` in another shape: itself where it has that shape already, else a Reshape.
+
+    Raises:
+        NoMatch: the shape has more unknown sizes than a Reshape can be told.
+    """
+    before = dims_of(x)
+    if before is None:
+        reject(f"the rank of {x.name} is not known")
+    if before == after:
+        return x
+    written = target(before, after)
+    if written is None:
+        reject(f"the new shape of {x.name} cannot be written down")
+    made: ir.Value = op.Reshape(x, int64(written))
+    return made

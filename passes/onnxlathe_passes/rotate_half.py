@@ -1,0 +1,131 @@
+"""Rotary embeddings: the half that is turned around and negated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.infer import dims_of
+from onnxlathe.model import Model
+from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
+from onnxlathe_passes.conditions import FLOATS, from_front, int64, producer, rank, used_once
+from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.slices import cuts
+from onnxlathe_passes.weights import derived, tensor_of
+
+
+@dataclass(frozen=True)
+class Half:
+    """x[…, start:end]."""
+
+    x: ir.Value
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, value: ir.Value | None, opset: int) -> Half | None:
+        """What part of the last axis of what a value is, by Slice or by Split."""
+        node = producer(value, "Slice", "Split")
+        x = node.inputs[0] if node is not None else None
+        dims = dims_of(x) if x is not None else None
+        if node is None or value is None or x is None or not dims or not isinstance(dims[-1], int):
+            return None
+        if node.op_type == "Slice":
+            parts = cuts(node, opset)
+            cut = parts.get(len(dims) - 1) if parts is not None and len(parts) == 1 else None
+            cut = cut.normal(dims[-1]) if cut is not None and cut.step == 1 else None
+            return None if cut is None else cls(x, min(cut.start, dims[-1]), min(cut.end, dims[-1]))
+        if from_front([int(attribute(node, "axis", opset))], len(dims)) != [len(dims) - 1]:
+            return None
+        sizes = [(dims_of(v) or (None,))[-1] for v in node.outputs]
+        if not all(isinstance(size, int) for size in sizes):
+            return None
+        ends = np.cumsum([size for size in sizes if isinstance(size, int)]).tolist()
+        index = value.index() or 0
+        return cls(x, ends[index - 1] if index else 0, ends[index])
+
+
+@dataclass(frozen=True)
+class RotateHalf(Pass):
+    """Concat(-x₂, x₁)·sin = Concat(x₂, x₁)·(-sin for the first half, sin for the second).
+
+    x₁ and x₂ are what a Split cuts x into. The sine of all layers is the same, so that its sign is
+    changed once.
+    """
+
+    name = "rotate_half"
+    group = "fuse"
+    min_opset = 10
+    needs = frozenset({"shapes"})
+    keeps = frozenset({"shapes"})
+    example = """
+    %a = Slice(%x, starts=[0], ends=[32], axes=[3])
+    %b = Slice(%x, starts=[32], ends=[64], axes=[3])
+    %y = Mul(Concat(Neg(%b), %a), %sin)
+    →
+    %a, %b = Split(%x, [32, 32], axis=3)
+    %y = Mul(Concat(%b, %a), %sin1)             # sin1: sin·[-1, …, -1, 1, …, 1]
+    """
+
+    def run(self, model: Model, context: Context) -> int:
+        changes = 0
+        for graph in graphs_with_weights(model):
+            signed: dict[tuple[ir.Value, int], ir.Value] = {}
+            for node in graph:
+                if node.op_type == "Mul" and node.domain == "":
+                    changes += self.turn(node, model.opset, context, signed)
+        return changes
+
+    def turn(
+        self, node: ir.Node, opset: int, context: Context, signed: dict[tuple[ir.Value, int], ir.Value]
+    ) -> int:
+        """Rewrite one product with a sine."""
+        for turned, sine in (node.inputs, node.inputs[::-1]):
+            joined = producer(turned, "Concat")
+            if joined is None or sine is None or turned is None or not used_once(turned):
+                continue
+            if len(joined.inputs) != 2 or turned.dtype not in FLOATS:
+                continue
+            negated = producer(joined.inputs[0], "Neg")
+            if negated is None or not used_once(negated.outputs[0]):
+                continue
+            second, first = Half.of(negated.inputs[0], opset), Half.of(joined.inputs[1], opset)
+            axes, sizes = rank(turned), dims_of(sine)
+            axis = from_front([int(attribute(joined, "axis", opset))], axes)
+            if first is None or second is None or axes is None or sizes is None or axis != [axes - 1]:
+                continue
+            whole = (dims_of(turned) or ())[-1]
+            if first.x is not second.x or first.start or first.end != second.start or second.end != whole:
+                continue
+            # A sine that is the same for all places, or is itself made larger, cannot carry the signs.
+            if sizes[-1:] != (whole,) or len(sizes) > axes or not context.permit(self.name):
+                continue
+            lower, upper = first.end, second.end - second.start
+            op = Builder(opset)
+            if (sine, upper) not in signed:
+                signed[sine, upper] = _signed(op, sine, upper)
+            if opset < 13:
+                parts = op.node("Split", [first.x], {"axis": axes - 1, "split": [lower, upper]}, outputs=2)
+            else:
+                parts = op.node("Split", [first.x, int64([lower, upper])], {"axis": axes - 1}, outputs=2)
+            result = op.Mul(op.Concat(parts.outputs[1], parts.outputs[0], axis=axes - 1), signed[sine, upper])
+            insert(op, node, context)
+            substitute([(node.outputs[0], result)], context)
+            context.record(self.name, [node, joined, negated], op.nodes)
+            remove_unused([node])
+            return 1
+        return 0
+
+
+def _signed(op: Builder, sine: ir.Value, upper: int) -> ir.Value:
+    """The sine, negative at its first `upper` places."""
+    signs = np.ones((dims_of(sine) or ())[-1], np.float64)  # type: ignore[arg-type]
+    signs[:upper] = -1
+    if not is_constant(sine):
+        assert sine.dtype is not None
+        product: ir.Value = op.Mul(sine, op.constant(signs, sine.dtype))
+        return product
+    source = tensor_of(sine)
+    return derived(op, sine, source.shape.numpy(), lambda: source.numpy() * signs)

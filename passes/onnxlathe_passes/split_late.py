@@ -1,0 +1,174 @@
+"""Splits, moved down past what happens to all of their parts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxlathe.infer import dims_of
+from onnxlathe.model import Model
+from onnxlathe.rewrite import Builder, Context, Pass, remove_unused, subgraphs
+from onnxlathe_passes.conditions import int64
+from onnxlathe_passes.insert import insert, substitute
+from onnxlathe_passes.lanes import Lane, Lanes, Step
+from onnxlathe_passes.regroup import target
+
+_MANY = 8
+"""More parts than that are only looked at as a whole."""
+
+
+@dataclass(frozen=True)
+class SplitLate(Pass):
+    """Do once, before a Split, what is done to each of its parts (or to some neighbours) alike.
+
+    The heads of queries, keys and values become one Reshape and one Transpose; a rotary embedding is applied
+    to queries and keys at once. Operators may take other operands as well, as long as these are the same
+    for all parts and do not vary along the axis of the Split.
+    """
+
+    name = "split_late"
+    group = "fuse"
+    min_opset = 7
+    needs = frozenset({"shapes"})
+    keeps = frozenset({"shapes"})
+    example = """
+    %q, %k = Split(%x, axis=1)
+    %a = Relu(%q)
+    %b = Relu(%k)
+    →
+    %a, %b = Split(Relu(%x), axis=1)
+    """
+
+    def run(self, model: Model, context: Context) -> int:
+        scopes = [(model.graph, model.opset)]
+        scopes += [(f.graph, f.opset_imports.get("", model.opset)) for f in model.ir.functions.values()]
+        return sum(self.graph(graph, opset, context) for graph, opset in scopes)
+
+    def graph(self, graph: ir.Graph, opset: int, context: Context) -> int:
+        """Move the Splits of a graph, and of those in it."""
+        changes = 0
+        work = []
+        for node in graph:
+            changes += sum(self.graph(inner, opset, context) for inner in subgraphs(node))
+            if node.op_type == "Split" and node.domain == "":
+                work.append(node)
+        while work:
+            split = work.pop()
+            best = _best(split, opset) if split.graph is graph else None
+            if best is not None and context.permit(self.name):
+                work += [node for node in _Move(best, opset, context).apply(self.name) if node.graph is graph]
+                changes += 1
+        return changes
+
+
+def _best(split: ir.Node, opset: int) -> Lanes | None:
+    """All parts, if they have something in common; else the neighbours with the largest gain."""
+    count = len(split.outputs)
+    best = Lanes.of(split, range(count), opset)
+    if best is None or best.gain() > 0:
+        return best
+    best = None
+    runs = [range(a, b) for a in range(count) for b in range(a + 2, count + 1) if b - a < count]
+    for run in runs if count <= _MANY else ():
+        found = Lanes.of(split, run, opset)
+        if found is not None and found.gain() > (best.gain() if best is not None else 0):
+            best = found
+    return best
+
+
+class _Move:
+    """One move, being made."""
+
+    def __init__(self, lanes: Lanes, opset: int, context: Context) -> None:
+        self.lanes = lanes
+        self.opset = opset
+        self.context = context
+        self.made: list[ir.Node] = []
+        self.joint: dict[int, ir.Value] = {}
+        graph = lanes.split.graph
+        assert graph is not None
+        self.order = {node: place for place, node in enumerate(graph)}
+
+    def apply(self, rule: str) -> list[ir.Node]:
+        """Make the joint operators and Splits; return the Splits that there are now."""
+        lanes = self.lanes
+        before = [lanes.split, *(node for step in lanes.steps for node in step.nodes)]
+        self.join(lanes.first)
+        exits = {id(lane) for lane in lanes.exits()}
+        for step in lanes.steps:
+            self.step(step, exits)
+        self.context.record(rule, before, self.made)
+        remove_unused(reversed(before))
+        splits = [node for node in self.made if node.op_type == "Split"]
+        return [*splits, lanes.split]
+
+    def join(self, first: Lane) -> None:
+        """The value whose parts the first lane is."""
+        split, parts = self.lanes.split, self.lanes.parts
+        whole = split.inputs[0]
+        assert whole is not None
+        if len(parts) == len(split.outputs):
+            self.joint[id(first)] = whole
+            return
+        op = Builder(self.opset)
+        sizes = [(dims_of(v) or ())[first.axis] for v in split.outputs]
+        merged = [*sizes[: parts.start], sum(first.sizes), *sizes[parts.stop :]]
+        made = _split(op, whole, merged, first.axis)  # type: ignore[arg-type]
+        self.joint[id(first)] = made[parts.start]
+        others = [v for i, v in enumerate(split.outputs) if i not in parts]
+        pairs = list(zip(others, [m for i, m in enumerate(made) if i != parts.start], strict=True))
+        if self.lanes.leaves(first):
+            pairs += self.parts(op, first)
+        self.enter(op, split)
+        substitute(pairs, self.context)
+
+    def parts(self, op: Builder, lane: Lane) -> list[tuple[ir.Value, ir.Value]]:
+        """A Split of the joint value of a lane: what it makes, and what that stands for."""
+        made = _split(op, self.joint[id(lane)], lane.sizes, lane.axis)
+        return [(old, new) for old, new in zip(lane.values, made, strict=True) if old is not None]
+
+    def step(self, step: Step, exits: set[int]) -> None:
+        """The operator that does what those of the step do."""
+        op, first = Builder(self.opset), step.nodes[0]
+        inputs: list[ir.Value | None] = []
+        for value in first.inputs:
+            lane = self.lanes.lane_of.get(value) if value is not None else None
+            inputs.append(value if lane is None else self.joint[id(lane[0])])
+        attributes = dict(first.attributes)
+        if first.op_type == "Reshape":
+            inputs[1], attributes = op.constant(int64(self.target(step, inputs[0]))), {}
+        elif first.op_type == "Transpose":
+            common = next(n for n, v in zip(step.nodes, step.outputs[0].values, strict=True) if v is not None)
+            attributes = dict(common.attributes)
+        made = op.node(first.op_type, inputs, attributes, outputs=len(first.outputs))
+        pairs: list[tuple[ir.Value, ir.Value]] = []
+        for lane, output in zip(step.outputs, made.outputs, strict=True):
+            self.joint[id(lane)] = output
+            if id(lane) in exits:
+                parts = _split(op, output, lane.sizes, lane.axis)
+                pairs += [(old, new) for old, new in zip(lane.values, parts, strict=True) if old is not None]
+                pairs += [(old, op.Transpose(parts[i], perm=perm)) for i, old, perm in step.leftovers]
+        self.enter(op, min(step.nodes, key=self.order.__getitem__))
+        substitute(pairs, self.context)
+
+    def target(self, step: Step, x: ir.Value | None) -> list[int]:
+        """The shape of the joint value with its last axis split in two."""
+        shape = dims_of(step.nodes[0].outputs[0]) or ()
+        (lane,) = step.outputs
+        before = dims_of(self.lanes.split.inputs[0]) if x is None else dims_of(x)
+        found = target(before or (), (*shape[:-2], sum(lane.sizes), shape[-1]))
+        assert found is not None
+        return found
+
+    def enter(self, op: Builder, anchor: ir.Node) -> None:
+        insert(op, anchor, self.context)
+        self.made += op.nodes
+
+
+def _split(op: Builder, x: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:
+    """A Split as this opset spells it."""
+    if op.opset < 13:
+        return op.node("Split", [x], {"axis": axis, "split": list(sizes)}, outputs=len(sizes)).outputs
+    return op.node("Split", [x, int64(sizes)], {"axis": axis}, outputs=len(sizes)).outputs

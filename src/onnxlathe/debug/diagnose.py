@@ -1,0 +1,402 @@
+"""Why a model is refused: every refused node, its cause, and what would run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxlathe.debug.ask import Complaint, Hearing, Oracle
+from onnxlathe.debug.catalogue import Cause, find_cause, operator_of, silent_causes
+from onnxlathe.debug.locate import Locator, Place, signature
+from onnxlathe.debug.parts import UncutError, Workpiece
+from onnxlathe.model import Model, load
+from onnxlathe.rewrite import origin
+from onnxlathe.target import Target
+
+_MAX_ROUNDS = 200
+_MAX_SINGLES = 200
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One refused node.
+
+    Attributes:
+        stage: `parse`, `build` or `file`.
+        message: the target's words.
+        code: the target's name for the kind of error.
+        node: name of the node; empty where the file as a whole is refused.
+        operator: its operator.
+        origin: names of the nodes of the original model that it stands for.
+        top: name of the node of the main graph that it lies in, if it is not in the main graph itself.
+        input: the value whose type is refused, where that is the matter.
+        how: `named` by the target, `cut`, `bisected`, or `table` for the static table.
+        cause: what the catalogue knows about it.
+        around: the node and its neighbours as text, with types and shapes; the node's line begins with →.
+    """
+
+    stage: str
+    message: str
+    code: str
+    node: str = ""
+    operator: str = ""
+    origin: tuple[str, ...] = ()
+    top: str = ""
+    input: str = ""
+    how: str = ""
+    cause: Cause | None = None
+    around: tuple[str, ...] = ()
+
+    @property
+    def cause_id(self) -> str:
+        """The catalogue's name for the cause, or `uncatalogued`."""
+        return self.cause.id if self.cause is not None else "uncatalogued"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for a report."""
+        return {
+            "node": self.node,
+            "operator": self.operator,
+            "origin": list(self.origin),
+            "inside": self.top,
+            "input": self.input,
+            "stage": self.stage,
+            "code": self.code,
+            "message": self.message,
+            "found": self.how,
+            "cause": self.cause_id,
+            "around": list(self.around),
+        }
+
+
+@dataclass
+class Diagnosis:
+    """What is known about a model and its target.
+
+    Attributes:
+        target: name of the target.
+        version: of the target, or of the one that the static table was made with.
+        asked: the real target was asked; otherwise the static table was.
+        accepted: the target takes the model as it is: parsed, and built where that was asked.
+        built: an engine came out; None where the builder was not asked.
+        findings: every refused node, in the order of the nodes.
+        nodes: how many nodes the main graph has, constants not counted.
+        runs: how many of them the target would run.
+        unexamined: names of nodes behind refused ones of which nothing can be said.
+        remarks: (cause, names of nodes) of what is accepted, and then done differently.
+        profile: sizes that an engine was asked for.
+        questions: how often the target was asked.
+        seconds: it took.
+        notes: sentences for the user.
+    """
+
+    target: str
+    version: str
+    asked: bool
+    accepted: bool = False
+    built: bool | None = None
+    findings: list[Finding] = field(default_factory=list)
+    nodes: int = 0
+    runs: int = 0
+    unexamined: list[str] = field(default_factory=list)
+    remarks: list[tuple[Cause, list[str]]] = field(default_factory=list)
+    profile: dict[str, Any] = field(default_factory=dict)
+    questions: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def groups(self) -> list[tuple[Cause | None, list[Finding]]]:
+        """Findings by cause, the most frequent first; those without one by their message."""
+        found: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            key = finding.cause.id if finding.cause else "·".join(signature(_complaint(finding)))
+            found.setdefault(key, []).append(finding)
+        return sorted(((f[0].cause, f) for f in found.values()), key=lambda item: -len(item[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for a report."""
+        return {
+            "schema": 1,
+            "target": {"name": self.target, "version": self.version, "asked": self.asked},
+            "accepted": self.accepted,
+            "built": self.built,
+            "nodes": self.nodes,
+            "nodes_that_run": self.runs,
+            "unexamined": self.unexamined,
+            "causes": [
+                {
+                    "cause": cause.id if cause else "uncatalogued",
+                    "title": cause.title if cause else findings[0].message.splitlines()[0],
+                    "why": cause.why if cause else "",
+                    "remedies": [_plain(r) for r in cause.remedies] if cause else [],
+                    "references": cause.references if cause else [],
+                    "findings": [f.to_dict() for f in findings],
+                }
+                for cause, findings in self.groups()
+            ],
+            "remarks": [{"cause": c.id, "title": c.title, "nodes": n} for c, n in self.remarks],
+            "notes": self.notes,
+            "questions": self.questions,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def diagnose(
+    source: Model | Path,
+    oracle: Oracle,
+    *,
+    work: Workpiece | None = None,
+    budget: float = 600.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Diagnosis:
+    """Ask the target about a model until every refused node is known.
+
+    Args:
+        source: the model, or its file.
+        oracle: the target.
+        work: the same model, where somebody has it ready to be cut.
+        budget: seconds; what is known by then is the answer.
+        progress: called with what is being done.
+
+    Raises:
+        ModelError: the file cannot be loaded.
+        TargetError: the target cannot be asked.
+    """
+    started, asked = time.perf_counter(), oracle.asked
+    target = oracle.target
+    result = Diagnosis(target.name, target.version, asked=True)
+    progress("asking the target")
+    hearing = oracle.ask(source)
+    model = source if isinstance(source, Model) else load(source)
+    work = work or Workpiece(model)
+    result.nodes = len(work.nodes)
+    result.accepted, result.built, result.profile = hearing.accepted, hearing.built, hearing.profile
+    if hearing.accepted:
+        result.runs = result.nodes
+    else:
+        _Search(work, oracle, result, started + budget, progress).run(hearing)
+    result.remarks = remarks(work, target)
+    result.questions, result.seconds = oracle.asked - asked, time.perf_counter() - started
+    return result
+
+
+def remarks(work: Workpiece, target: Target) -> list[tuple[Cause, list[str]]]:
+    """What the target would accept, and then do differently."""
+    found: dict[str, tuple[Cause, list[str]]] = {}
+    for node in work.model.nodes():
+        for cause in silent_causes(node, target=target.name, version=target.version):
+            found.setdefault(cause.id, (cause, []))[1].append(node.name or "")
+    return list(found.values())
+
+
+class _Search:
+    """Refused nodes are removed and the rest is asked about, until the rest is accepted."""
+
+    def __init__(
+        self,
+        work: Workpiece,
+        oracle: Oracle,
+        result: Diagnosis,
+        deadline: float,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.work, self.oracle, self.result = work, oracle, result
+        self.deadline, self.progress = deadline, progress
+        self.locator = Locator(work, oracle)
+        self.refused: set[int] = set()
+        self.seen: set[tuple[str, str]] = set()
+
+    def run(self, first: Hearing) -> None:
+        kept = list(range(len(self.work.nodes)))
+        if any(c.fatal for c in first.complaints):
+            self.locator.inner = max(5.0, min(self.oracle.timeout / 4, 4 * first.seconds + 5))
+        elif first.seconds:
+            self.locator.inner = max(20.0, min(self.oracle.timeout, 10 * first.seconds))
+        hearing = self._ask(kept)
+        if hearing is None or hearing.accepted:
+            self._file_level(first)
+            return
+        for _ in range(_MAX_ROUNDS):
+            new = self._trace(hearing, kept)
+            if not new:
+                self._unplaced(hearing)
+                break
+            if not hearing.parsed:
+                self._singles(kept)
+            kept = sorted(self.work.examinable(self.refused))
+            if not kept:
+                break
+            if time.perf_counter() > self.deadline:
+                self.result.notes.append("time ran out: there may be more refused nodes (see --budget)")
+                break
+            self.progress(f"asking about the rest ({len(self.refused)} nodes refused so far)")
+            again = self._ask(kept)
+            if again is None or again.accepted:
+                break
+            hearing = again
+        self._finish(kept)
+
+    def _ask(self, kept: Sequence[int]) -> Hearing | None:
+        try:
+            return self.oracle.ask(self.work.part(kept), timeout=self.locator.inner)
+        except UncutError as error:
+            self.result.notes.append(f"the rest could not be examined: {error}")
+            return None
+
+    def _trace(self, hearing: Hearing, kept: Sequence[int]) -> int:
+        """Place what was complained of; returns how many nodes of the main graph are newly refused."""
+        before = len(self.refused)
+        for complaint in hearing.complaints:
+            # The parser goes on after some errors, and then complains of what those have caused.
+            if len(self.refused) > before and not complaint.node and not complaint.fatal:
+                if "importInput" not in complaint.message:
+                    continue
+            for place in self.locator.places(complaint, hearing, kept):
+                self._add(complaint, place)
+        return len(self.refused) - before
+
+    def _singles(self, kept: Sequence[int]) -> None:
+        """Further nodes that the parser would leave out, each confirmed by itself."""
+        rest = sorted(self.work.examinable(self.refused) & set(kept))
+        if not rest:
+            return
+        try:
+            part = self.work.part(rest)
+        except UncutError:
+            return
+        runs = self.oracle.supported(part)
+        if runs is None:
+            return
+        taken = {index for run in runs for index in run}
+        names = [n.name or "" for n in part.graph]
+        left = [name for index, name in enumerate(names) if index not in taken]
+        asked = 0
+        for name in left:
+            node = self.work.find(name)
+            index = self.work.holder(node) if node is not None else None
+            if index is None or index in self.refused or asked >= _MAX_SINGLES:
+                continue
+            asked += 1
+            try:
+                alone = self.work.part([index], frozen=self.work.freezable([index]))
+            except UncutError:
+                continue
+            hearing = self.oracle.ask(alone, build=False, timeout=self.locator.inner)
+            for complaint in hearing.complaints:
+                for place in self.locator.places(complaint, hearing, [index])[:1]:
+                    self._add(complaint, place)
+
+    def _add(self, complaint: Complaint, place: Place) -> None:
+        if (place.node.name or "", signature(complaint)[-1]) in self.seen:
+            return
+        self.seen.add((place.node.name or "", signature(complaint)[-1]))
+        self.refused.add(place.index)
+        target = self.oracle.target
+        cause = find_cause(complaint, place.node, target=target.name, version=target.version)
+        if any(f.node == place.node.name and f.cause is cause for f in self.result.findings):
+            return
+        self.result.findings.append(finding_at(self.work, complaint, place, cause))
+
+    def _unplaced(self, hearing: Hearing) -> None:
+        """Complaints that belong to no node."""
+        target = self.oracle.target
+        for complaint in hearing.complaints[:4]:
+            cause = find_cause(complaint, None, target=target.name, version=target.version)
+            self.result.findings.append(
+                Finding(complaint.stage, complaint.message, complaint.code, how="", cause=cause)
+            )
+
+    def _file_level(self, first: Hearing) -> None:
+        """The file is refused, and the same graph written anew is not."""
+        target = self.oracle.target
+        for complaint in first.complaints[:4]:
+            node = self.work.find(complaint.node) if complaint.node else None
+            cause = find_cause(complaint, node, target=target.name, version=target.version)
+            self.result.findings.append(
+                Finding(
+                    "file",
+                    complaint.message,
+                    complaint.code,
+                    node=complaint.node,
+                    operator=complaint.operator,
+                    cause=cause,
+                    how="named" if complaint.node else "",
+                )
+            )
+        self.result.runs = self.result.nodes
+        self.result.notes.append(
+            "the same graph, loaded and saved by this program, is accepted: `optimize MODEL --passes tidy` mends it"
+        )
+
+    def _finish(self, kept: Sequence[int]) -> None:
+        position = {n.name: i for i, n in enumerate(self.work.nodes)}
+        order = {f.node: position.get(f.top or f.node, len(position)) for f in self.result.findings}
+        self.result.findings.sort(key=lambda f: order[f.node])
+        runs = set(kept) - self.refused
+        self.result.runs = len(runs)
+        behind = set(range(len(self.work.nodes))) - runs - self.refused
+        self.result.unexamined = [self.work.nodes[i].name or "" for i in sorted(behind)]
+
+
+def finding_at(work: Workpiece, complaint: Complaint, place: Place, cause: Cause | None) -> Finding:
+    """A finding with its surroundings."""
+    node = place.node
+    top = work.nodes[place.index]
+    return Finding(
+        complaint.stage,
+        complaint.message,
+        complaint.code,
+        node=node.name or "",
+        operator=operator_of(node),
+        origin=tuple(origin(node)),
+        top=(top.name or "") if top is not node else "",
+        input=place.input,
+        how=place.how,
+        cause=cause,
+        around=tuple(neighbourhood(work, node)),
+    )
+
+
+def neighbourhood(work: Workpiece, node: ir.Node, most: int = 9) -> list[str]:
+    """The node and those beside it as text, one a line; the node's line begins with an arrow."""
+    from onnxlathe.report.graph_text import node_lines
+
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        return list(node_lines(node))
+    near: dict[int, ir.Node] = {id(node): node}
+    for value in node.inputs:
+        producer = value.producer() if value is not None else None
+        if producer is not None and producer.graph is graph and producer.op_type != "Constant":
+            near[id(producer)] = producer
+    for value in node.outputs:
+        for user, _ in value.uses():
+            if user.graph is graph and len(near) < most:
+                near[id(user)] = user
+    lines = []
+    for other in _in_order(graph, near):
+        text = list(node_lines(other))
+        shown = text if other is node and len(text) <= 12 else text[:1]
+        mark = "→ " if other is node else "  "
+        lines += [f"{mark}{shown[0]}", *(f"  {line}" for line in shown[1:])]
+    return lines
+
+
+def _in_order(graph: ir.Graph, near: dict[int, ir.Node]) -> Iterable[ir.Node]:
+    return (node for node in graph if id(node) in near)
+
+
+def _complaint(finding: Finding) -> Complaint:
+    stage = "build" if finding.stage == "build" else "parse"
+    return Complaint(stage, finding.message, finding.code, finding.node, finding.operator)  # type: ignore[arg-type]
+
+
+def _plain(remedy: Any) -> dict[str, str]:
+    import msgspec
+
+    return {k: v for k, v in msgspec.to_builtins(remedy).items() if v}
