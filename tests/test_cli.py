@@ -231,3 +231,33 @@ def test_the_program_itself(tmp_path: Path) -> None:
     )
     assert "Usage: optimize" in done.stdout
     assert done.stdout.splitlines()[-1] == "imported []"
+
+
+def test_many_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("conv_bn_op17", "softplus"):
+        shutil.copy(FIXTURES / "tiny" / f"{name}.onnx", f"{name}.onnx")
+    Path("broken.onnx").write_bytes(b"\x08\x08 no model")
+    models = ["broken.onnx", "conv_bn_op17.onnx", "softplus.onnx"]
+    assert run([*models, "-j", "2", "-o", "out", "--passes", "fold,fuse"]) == 2
+    printed = capsys.readouterr().out
+    assert "broken.onnx" in printed
+    assert sorted(p.name for p in Path("out").iterdir()) == [
+        "conv_bn_op17.onnx",
+        "manifest.json",
+        "softplus.onnx",
+    ]
+    entries = json.loads(Path("out/manifest.json").read_text())["models"]
+    assert [entries[m]["code"] for m in models] == [2, 0, 0]
+    assert entries["softplus.onnx"]["verdict"] == "equal"
+    Path("broken.onnx").unlink()
+    shutil.copy(FIXTURES / "tiny" / "silu_op17.onnx", "broken.onnx")
+    assert run([*models, "-o", "out", "--passes", "fold,fuse"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 done before" in printed
+    assert "broken.onnx" in printed
+    assert "softplus" not in printed
+    assert run(["softplus.onnx", "broken.onnx"]) == 2
+    assert "-o" in capsys.readouterr().err

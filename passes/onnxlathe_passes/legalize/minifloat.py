@@ -70,7 +70,8 @@ def rounded(op: Draft, x: ir.Value, to: ir.DataType, saturate: bool = True) -> i
     else:
         signed = op.Where(op.Equal(result, 0.0), op.like(0.0, x), signed)
     unordered = op.IsNaN(x)
-    final: ir.Value = op.Where(unordered, x if form.nan else op.like(form.largest, x), signed)
+    # A format without NaN has no answer to it; -0 is what the onnx package gives.
+    final: ir.Value = op.Where(unordered, x if form.nan else op.like(-0.0, x), signed)
     return final
 
 

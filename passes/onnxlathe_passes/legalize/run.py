@@ -13,7 +13,7 @@ from onnxlathe import Model, UsageError
 from onnxlathe.infer import infer_model
 from onnxlathe.rewrite import Context, Pass, graphs_of, option
 from onnxlathe.target import find_target
-from onnxlathe_passes.legalize import bitwise  # noqa: F401 - registers its lowerings
+from onnxlathe_passes.legalize import families  # noqa: F401 - registers the lowerings
 from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
 from onnxlathe_passes.legalize.interface import bind, parse_values
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, TargetJudge
@@ -86,7 +86,7 @@ class _Run:
             context.note(sentence)
             self.changes += 1
         if bound:
-            infer_model(model)
+            tidied(model.ir)
         self.expect = _expectation(model.ir, parse_values(self.options.expect, "expect"))
         if self.judge.judge(model.ir, self.expect).accepted:
             return self.changes

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Context, graphs_of
-from onnxlathe.rewrite.context import ORIGIN, carry_origin
+from onnxlathe.rewrite.context import Firing
 
 MARK = "onnxlathe-weight"
 """Location of the external data that a stranger sees in place of a weight; the offset is its number."""
@@ -48,7 +48,7 @@ def lend(model: Model, *, weights: bool = False) -> Lent:
         lent.tensors.append(tensor)
         number = len(lent.tensors) - 1
         return ir.ExternalTensor(
-            MARK, number, int(tensor.nbytes), tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+            MARK, number, int(tensor.nbytes), tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
         )
 
     for graph in graphs_of(copy):
@@ -71,7 +71,7 @@ def take_back(proto: Any, lent: Lent) -> ir.Model:
     Weights are known by the number in their reference, whatever they are called now.
     """
     # The IR reads a tensor's numbers by name of a file; ours are looked up.
-    model = ir.from_proto(proto)
+    model: ir.Model = ir.from_proto(proto)
     for graph in graphs_of(model):
         for value in graph.initializers.values():
             value.const_value = _own(value.const_value, lent)
@@ -128,10 +128,11 @@ def adopt(model: Model, returned: ir.Model, context: Context, name: str) -> int:
         return 0
     accounted: set[ir.Node] = set()
     for node, sources in changed:
-        if ORIGIN not in node.metadata_props and sources:
-            carry_origin(sources, [node])
         accounted.update(sources)
-        context.record(name, sources, ()) if not sources else context.record(name, sources, [node])
+        if sources:
+            context.record(name, sources, [node])
+        else:
+            context.firings.append(Firing(name, (), (node.name or "",)))
     rest = [node for node in gone if node not in accounted]
     if rest:
         context.record(name, rest)
@@ -170,7 +171,7 @@ def _attributes(node: ir.Node) -> dict[str, str]:
     return found
 
 
-def _replaced(node: ir.Node, old: dict[str | None, ir.Node], known: set[str | None]) -> list[ir.Node]:
+def _replaced(node: ir.Node, old: dict[str, ir.Node], known: set[str | None]) -> list[ir.Node]:
     """The original nodes that `node` stands for: from its outputs back to values that still exist."""
     found: dict[ir.Node, None] = {}
     work = [old[v.name] for v in node.outputs if v.name in old]
@@ -181,8 +182,9 @@ def _replaced(node: ir.Node, old: dict[str | None, ir.Node], known: set[str | No
             continue
         found[source] = None
         for value in source.inputs:
-            gone = value is not None and value.name not in known and value.name not in inputs
-            if value is not None and gone and value.name in old:
+            if value is None or value.name is None or value.name in known or value.name in inputs:
+                continue
+            if value.name in old:
                 work.append(old[value.name])
     return list(found)
 

@@ -111,7 +111,8 @@ def from_proto(
         proto = lent.proto if returned is None else returned
         if not isinstance(proto, onnx.ModelProto):
             raise PassError(
-                f"pass '{name}' returned {type(proto).__name__}", hint="return a ModelProto, or nothing at all"
+                f"pass '{name}' returned {type(proto).__name__}",
+                hint="return a ModelProto, or nothing at all",
             )
         return adopt(model, take_back(proto, lent), context, name)
 
@@ -128,7 +129,7 @@ def from_onnx_ir(subject: Any, *, name: str = "", group: str = "") -> type[Pass]
     """
 
     def run(made: Any, model: Model, context: Context, name: str, options: dict[str, Any]) -> int:
-        instance = made(**options) if inspect.isclass(made) else made
+        instance: Any = made(**options) if inspect.isclass(made) else made
         work = model.ir.clone()
         result = instance(work)
         if not result.modified:
@@ -253,7 +254,9 @@ def _attach(gs: Any, graph: Any, lent: Lent) -> None:
             tensor._values = Values(values.tensor, lent.tensors[int(entries.get("offset", 0))])
 
     graphs = [graph, *graph.subgraphs(recursive=True)]
-    graphs += [each for function in graph.functions for each in (function, *function.subgraphs(recursive=True))]
+    graphs += [
+        each for function in graph.functions for each in (function, *function.subgraphs(recursive=True))
+    ]
     for each in graphs:
         for tensor in each.tensors().values():
             attach(tensor)

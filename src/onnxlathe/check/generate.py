@@ -279,11 +279,9 @@ class _Soup:
             return None
         if want.array is not None:
             return s.leaf(want)
-        kinds = (
-            ("input", "inner", "inner", "inner", "constant") if index == 0 else ("constant", "input", "inner")
-        )
+        kinds = ["input", "inner", "inner", "constant"] if index == 0 else ["constant", "input", "inner"]
         if self.chain:
-            kinds = ("inner",) if index == 0 else ("constant",)
+            kinds = ["inner"] if index == 0 else ["constant"]
         kind = s.pick(*kinds, "earlier") if depth < _DEPTH else s.pick("input", "constant")
         if kind == "inner":
             words = self.roots if self.roots and s.chance(2) else self.words
@@ -317,47 +315,22 @@ def vocabulary(cls: type[Pass]) -> tuple[str, ...]:
 
 
 _ELEMENTWISE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "And",
-        "BitwiseAnd",
-        "BitwiseNot",
-        "BitwiseOr",
-        "BitwiseXor",
-        "Ceil",
-        "Cos",
-        "Div",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Log",
-        "Max",
-        "Mean",
-        "Min",
-        "Mish",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "Pow",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Softplus",
-        "Sqrt",
-        "Sub",
-        "Sum",
-        "Swish",
-        "Tanh",
-        "Xor",
-    ]
+    {
+        *(
+            "Abs",
+            "Ceil",
+            "Cos",
+            "Elu",
+            "Erf",
+            "Exp",
+            "Floor",
+            "Gelu",
+            "HardSigmoid",
+            "HardSwish",
+            "LeakyRelu",
+        ),
+        *("Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Softplus", "Sqrt"),
+        *("Swish", "Tanh", "Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum"),
+        *("And", "Not", "Or", "Xor", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
+    }
 )

@@ -10,7 +10,8 @@ from onnxlathe import __version__
 from onnxlathe.cli.build import build_command
 from onnxlathe.cli.check import passes_group
 from onnxlathe.cli.inspect import inspect_command
-from onnxlathe.cli.optimize import optimize_command
+from onnxlathe.cli.optimize import WORDS, optimize_command
+from onnxlathe.cli.precision import precision_command
 from onnxlathe.cli.verify import verify_command
 
 
@@ -20,6 +21,7 @@ class _App(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Anything but a sibling's name is for the main command; a model called `passes` is ./passes.
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            ctx.meta[WORDS] = args
             args = ["run", *args]
         elif not args:
             args = ["--help"]
@@ -43,5 +45,6 @@ def app(**_: Any) -> None:
 app.add_command(optimize_command, "run")
 app.add_command(passes_group, "passes")
 app.add_command(build_command, "build")
+app.add_command(precision_command, "precision")
 app.add_command(verify_command, "verify")
 app.add_command(inspect_command, "inspect")

@@ -23,13 +23,20 @@ if TYPE_CHECKING:
 # A model that this program wrote says so; its default output may be replaced without asking.
 PRODUCED = "onnxlathe.pipeline"
 
+# Where the program keeps the words of the command line, for runs of their own for each of several models.
+WORDS = "onnxlathe.words"
+
 
 @click.command(short_help="Optimize a model.")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="MODEL…")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Where to save; MODEL.opt.onnx if left out."
 )
 @click.option("--in-place", is_flag=True, help="Save over MODEL.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Of several models, N at a time."
+)
+@click.option("--again", is_flag=True, help="Of several models, also those that are done.")
 @click.option(
     "--passes", metavar="PIPELINE", help="What to run: shapes,fold,fuse(-conv_bn),fixpoint(tidy) or a preset."
 )
@@ -88,17 +95,40 @@ PRODUCED = "onnxlathe.pipeline"
 @click.option("--paranoid", is_flag=True, help="Check the graph's invariants after every pass.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print repairs and remarks of the passes as well.")
-def optimize_command(**options: Any) -> int:
+@click.pass_context
+def optimize_command(
+    context: click.Context, /, models: tuple[Path, ...], jobs: int, again: bool, **options: Any
+) -> int:
     """Optimize MODEL, prove that it computes the same, and save it.
 
     \b
     optimize model.onnx --passes fold,fuse
     optimize model.onnx -o small.onnx --dim batch=4 --report report.json
     optimize model.onnx --engine model.engine --range batch=1:8:32
+    optimize *.onnx -j 2 -o out/
 
     Exit code 0: done and nothing found to differ; 1: verification failed; 2: wrong usage or bad model.
     """
-    return _Job(options).run()
+    if len(models) == 1:
+        return _Job({**options, "model": models[0]}).run()
+    from onnxlathe.cli.batch import run_batch
+
+    words = _without(context.meta.get(WORDS, []), [str(m) for m in models])
+    return run_batch(models, options["output"], words, jobs=jobs, again=again, quiet=options["quiet"])
+
+
+def _without(words: list[str], models: list[str]) -> list[str]:
+    """The words of the command line that each model of a batch is run with."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in ("-o", "--output", "-j", "--jobs", "--report"):
+            next(rest, None)
+        elif (
+            not word.startswith(("--output=", "--jobs=", "--report=", "-j", "--again")) and word not in models
+        ):
+            kept.append(word)
+    return kept
 
 
 class _Job:

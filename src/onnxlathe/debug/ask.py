@@ -78,6 +78,7 @@ class Hearing:
         complaints: reasons.
         layers: name, type and metadata of the target's layers, where it was parsed.
         profile: sizes of open dimensions for which an engine was asked.
+        only_at: sizes for which an engine does come out where it does not for a range of them.
         nbytes: of the engine.
         seconds: it took.
     """
@@ -88,6 +89,7 @@ class Hearing:
     complaints: list[Complaint] = field(default_factory=list)
     layers: list[dict[str, str]] = field(default_factory=list)
     profile: dict[str, Any] = field(default_factory=dict)
+    only_at: dict[str, Any] | None = None
     nbytes: int = 0
     seconds: float = 0.0
 

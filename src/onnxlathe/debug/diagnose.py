@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,9 @@ def diagnose(
     if hearing.accepted:
         result.runs = result.nodes
     else:
+        if hearing.only_at is not None:
+            sizes = ", ".join(f"{n} {s[1]}" for n, s in hearing.only_at["shapes"].items())
+            result.notes.append(f"an engine for fixed sizes can be built ({sizes}); for a range of sizes it cannot")
         _Search(work, oracle, result, started + budget, progress).run(hearing)
     result.remarks = remarks(work, target)
     result.questions, result.seconds = oracle.asked - asked, time.perf_counter() - started
@@ -297,10 +300,16 @@ class _Search:
         self.seen.add((place.node.name or "", signature(complaint)[-1]))
         self.refused.add(place.index)
         target = self.oracle.target
+        if place.input and not self._is_input(place.input):  # refused for what a removed node gives
+            said = f"the target has no type for its input '{place.input}' ({complaint.message})"
+            complaint = replace(complaint, message=said.replace("importInput", "border"))
         cause = find_cause(complaint, place.node, target=target.name, version=target.version)
         if any(f.node == place.node.name and f.cause is cause for f in self.result.findings):
             return
         self.result.findings.append(finding_at(self.work, complaint, place, cause))
+
+    def _is_input(self, name: str) -> bool:
+        return any(v.name == name for v in self.work.model.graph.inputs)
 
     def _unplaced(self, hearing: Hearing) -> None:
         """Complaints that belong to no node."""

@@ -111,7 +111,8 @@ class Workpiece:
                 else:
                     border[id(value)] = value
         for value in border.values():
-            _check_type(value)
+            if not (value.is_graph_input() and value.graph is self.model.graph):
+                _check_type(value)
         leaves = [
             v
             for node in chosen

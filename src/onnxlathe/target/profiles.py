@@ -194,7 +194,9 @@ def tighter(profile: Profile, complaint: str) -> dict[str, int]:
         below = [n for n in numbers if 0 < n < size - 1]
         if below and numbers & {size, size - 1}:
             return {symbol: max(below)}
-    return {s: size // 2 for s, size in largest.items() if profile.bindings[0][s] < size}
+    halved = {s: size // 2 for s, size in largest.items() if profile.bindings[0][s] < size}
+    symbol = max(halved, key=halved.__getitem__, default=None)
+    return {} if symbol is None else {symbol: halved[symbol]}
 
 
 def _complete(given: dict[str, Any]) -> tuple[Any, Any, Any]:

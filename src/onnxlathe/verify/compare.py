@@ -342,6 +342,12 @@ class Verifier:
         verdict.seconds = time.perf_counter() - start
         return verdict
 
+    @property
+    def feed_count(self) -> int:
+        """On how many sets of inputs the original was run."""
+        self.prepare()
+        return len(self._references or [])
+
     def inputs(self, feed: int = 0) -> dict[str, np.ndarray]:
         """The inputs of a feed, as the original was run on them."""
         self.prepare()

@@ -1,0 +1,5 @@
+"""`python -m onnxlathe.cli` is `optimize`."""
+
+from onnxlathe.cli import main
+
+main()
