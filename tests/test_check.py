@@ -51,7 +51,7 @@ def prover():
 
 @pytest.fixture(scope="module")
 def quick():
-    with Prover(examples=25) as opened:
+    with Prover(examples=20, patience=3) as opened:
         yield opened
 
 

@@ -1,10 +1,10 @@
 """Make models that are large in nodes or in bytes, for measuring how time and memory grow.
 
     python tools/large_models.py deep OUT.onnx --nodes 100000     # many small transformer layers
-    python tools/large_models.py wide OUT.onnx --gigabytes 12     # few layers with large weights, external data
+    python tools/large_models.py wide OUT.onnx --gigabytes 12     # few layers with large external weights
 
-Both have the shape arithmetic, masks and spelled-out normalizations that exporters write. The weights of `wide` are
-pseudo-random bytes of small finite numbers, written in chunks; it never holds more than one chunk in memory.
+Both have the shape arithmetic and spelled-out normalizations that exporters write. The weights of `wide` are
+pseudo-random small numbers, written in chunks; it never holds more than one chunk in memory.
 """
 
 from __future__ import annotations
@@ -107,9 +107,11 @@ def build(layers: int, width: int, path: Path, *, external: bool) -> onnx.ModelP
 
 def write_weights(g: Graph, data: Path) -> None:
     """Write the external weights one after the other and point the tensors at them."""
-    block = (np.random.default_rng(0).standard_normal(CHUNK // 4).astype(np.float32) * 0.02).tobytes()
+    numbers = np.random.default_rng(0).standard_normal(CHUNK // 4).astype(np.float32) * 0.02
     with data.open("wb") as file:
-        for tensor, size in g.external:
+        for index, (tensor, size) in enumerate(g.external):
+            # Each tensor begins elsewhere in the numbers, so that no two are equal.
+            block = np.roll(numbers, 1009 * index).tobytes()
             offset = -(-file.tell() // 4096) * 4096
             file.seek(offset)
             for start in range(0, size, CHUNK):

@@ -44,7 +44,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="transcript-") as folder:
             for name in LINKED:
                 os.symlink(ROOT / name, Path(folder) / name)
-            renewed = BLOCK.sub(lambda match: f"```console\n{replay(match[1], Path(folder))}```", text)  # noqa: B023
+            renewed = BLOCK.sub(lambda match: f"```console\n{replay(match[1], Path(folder))}```", text)
         if settled(renewed) == settled(text):
             continue
         stale += 1

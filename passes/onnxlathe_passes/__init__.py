@@ -7,12 +7,12 @@ the members of a group are tried.
 
 from onnxlathe.rewrite import Pass
 from onnxlathe_passes.affine import Bias, InputScale, Scale
-from onnxlathe_passes.attention_decompose import AttentionDecompose
 from onnxlathe_passes.batchnorm import ConvBatchNorm
 from onnxlathe_passes.casts import CastChain, NoopCast
 from onnxlathe_passes.clamps import ClampChain
 from onnxlathe_passes.concats import ConcatChain, ConcatEmpty
 from onnxlathe_passes.constant_chains import OffsetChain, ScaleChain
+from onnxlathe_passes.counting_gathers import CountingGather
 from onnxlathe_passes.cse import CommonSubexpressions
 from onnxlathe_passes.dead import Dead
 from onnxlathe_passes.dedup import Dedup
@@ -25,6 +25,7 @@ from onnxlathe_passes.grouped_heads import GroupedHeads
 from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
 from onnxlathe_passes.identity import Dropout, Identity
 from onnxlathe_passes.layernorm import LayerNorm
+from onnxlathe_passes.lean_operands import LeanOperands
 from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.neutral import Neutral, SingleOperand, WhereChosen
 from onnxlathe_passes.noop_views import (
@@ -44,6 +45,7 @@ from onnxlathe_passes.projections import MergeProjections
 from onnxlathe_passes.reciprocal import Reciprocal
 from onnxlathe_passes.reductions import NoopReduce, ReduceChain, ReduceKeepdims
 from onnxlathe_passes.repeated import Idempotent, Involution
+from onnxlathe_passes.reshape_target import ReshapeTarget
 from onnxlathe_passes.rmsnorm import RMSNorm
 from onnxlathe_passes.rotate_half import RotateHalf
 from onnxlathe_passes.sequences import Sequences
@@ -114,12 +116,14 @@ PASSES: list[type[Pass]] = [
     Reciprocal,
     FlatGemm,
     SoftmaxGuard,
+    ViewTranspose,
+    ReshapeTarget,
+    CountingGather,
+    LeanOperands,
     FoldScale,
     RotateHalf,
     MergeProjections,
     SplitLate,
-    ViewTranspose,
     GroupedHeads,
     Precision,
-    AttentionDecompose,
 ]

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import attribute, is_constant
-from onnxlathe_passes.conditions import FLOATS, from_front, numbers, operand
+from onnxlathe_passes.conditions import FLOATS, from_front, operand
 from onnxlathe_passes.elementwise import HALF_TYPES
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import groups, static
@@ -25,7 +25,9 @@ _FAR = 32
 """So many operators are looked at for one factor."""
 _RANGE = 2.0**20
 _HALF_RANGE = 64.0
-_VIEWS = frozenset({"Identity", "Neg", "Unsqueeze", "Squeeze", "Expand", "Slice", "Gather", "Flatten", "Tile"})
+_VIEWS = frozenset(
+    {"Identity", "Neg", "Unsqueeze", "Squeeze", "Expand", "Slice", "Gather", "Flatten", "Tile"}
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ class Absorption:
             return False
         if is_constant(value):
             return self.constant(value, factor, by)
+        dims = dims_of(value)
+        if factor.axis is not None and (dims is None or dims[factor.axis] != factor.numbers.size):
+            return False
         before = self.asked.get(value)
         if before is None:
             before = self.asked[value] = (factor, set())
@@ -106,7 +111,7 @@ class Absorption:
         """Multiply a constant where `by` reads it; `at` is the shaped factor where that is special."""
         node, _ = by
         rank, dims = len(dims_of(node.outputs[0]) or ()), dims_of(value)
-        if dims is None or (producer := value.producer()) is not None and producer.graph is not node.graph:
+        if dims is None or ((producer := value.producer()) is not None and producer.graph is not node.graph):
             return False
         shaped = factor.against(rank, dims) if at is None else at
         if shaped is None or not may_copy(value, self.max_copy):
@@ -193,7 +198,9 @@ def _sum(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bo
 def _product(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
     whole = dims_of(value)
     # What is multiplied comes before what it is multiplied by: a sine, a mask.
-    indices = [i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v) and dims_of(v) == whole]
+    indices = [
+        i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v) and dims_of(v) == whole
+    ]
     return plan.either(node, indices, factor)
 
 
@@ -211,7 +218,7 @@ def _concat(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) ->
 
 
 def _matmul(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
-    x, weight = node.inputs
+    weight = node.inputs[1]
     dims, rank = (dims_of(weight) if weight is not None else None), len(dims_of(value) or ())
     if weight is not None and is_constant(weight) and dims is not None and len(dims) == 2:
         if factor.axis is None:
@@ -232,7 +239,7 @@ def _gemm(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> b
     rows = attribute(node, "transB", plan.opset)
     if not plan.constant(weight, factor, (node, 1), columns.T if rows else columns):
         return False
-    return bias is None or plan.ask(bias, factor, (node, 2)) if bias is None or is_constant(bias) else False
+    return bias is None or (is_constant(bias) and plan.ask(bias, factor, (node, 2)))
 
 
 def _normalization(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:

@@ -9,7 +9,17 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model
-from onnxlathe.rewrite import Builder, Bytes, Context, Pass, is_constant, option, remove_unused, scalar_value
+from onnxlathe.rewrite import (
+    Builder,
+    Bytes,
+    Context,
+    Pass,
+    drop_initializer,
+    is_constant,
+    option,
+    remove_unused,
+    scalar_value,
+)
 from onnxlathe_passes.absorb import Absorption, Factor
 from onnxlathe_passes.conditions import FLOATS
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
@@ -66,8 +76,8 @@ class FoldScale(Pass):
             op = Builder(opset)
             user.replace_input_with(place, scaled(op, weight, by))
             insert(op, user, context)
-            if not weight.uses() and weight.is_initializer() and weight.graph is not None:
-                weight.graph.initializers.pop(weight.name, None)
+            if not weight.uses() and weight.is_initializer():
+                drop_initializer(weight)
             touched.append(user)
         substitute([(node.outputs[0], x)], context)
         context.record(self.name, touched, touched[1:])

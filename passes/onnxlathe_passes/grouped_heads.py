@@ -8,10 +8,11 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of
-from onnxlathe.rewrite import Builder, NodeRule, attribute, reject, require
+from onnxlathe.rewrite import Builder, NodeRule, NoMatch, RuleSet, attribute, reject, require
 from onnxlathe_passes.conditions import int64, producer, used_once
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import reshaped
+from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import unsqueeze
 
 _FAR = 8
@@ -41,7 +42,12 @@ class Repeated:
             return None
         heads = expanded.inputs[0]
         before, wide, after = dims_of(heads), dims_of(expanded.outputs[0]), dims_of(joined.outputs[0])
-        if before is None or wide is None or after is None or (len(before), len(wide), len(after)) != (5, 5, 4):
+        if (
+            before is None
+            or wide is None
+            or after is None
+            or (len(before), len(wide), len(after)) != (5, 5, 4)
+        ):
             return None
         groups, times = wide[1], wide[2]
         if not isinstance(groups, int) or not isinstance(times, int) or None in wide:
@@ -51,27 +57,10 @@ class Repeated:
 
 
 @dataclass(frozen=True)
-class GroupedHeads(NodeRule):
-    """Attention whose keys and values are repeated for groups of heads, without repeating them.
+class _Core(NodeRule):
+    """Attention, up to its result as `[batch, heads, seq, size]`."""
 
-    With queries as `[batch, groups, times, seq, size]`, and keys and values as `[batch, groups, 1, seq, size]`,
-    MatMul broadcasts, and nothing is copied. Between the two products there may be a mask that is the same
-    for all heads, factors, and the Softmax.
-    """
-
-    name = "grouped_heads"
-    group = "fuse"
-    min_opset = 7
     reach = _FAR
-    example = """
-    %k8 = Reshape(Expand(%k, [1, 4, 2, 1, 64]), [0, 8, -1, 64])      # k, v: [batch, 4, 1, seq, 64]
-    %v8 = Reshape(Expand(%v, [1, 4, 2, 1, 64]), [0, 8, -1, 64])
-    %y = MatMul(Softmax(MatMul(%q, Transpose(%k8, [0, 1, 3, 2]))), %v8)
-    →
-    %q1 = Reshape(%q, [0, 4, 2, -1, 64])
-    %y1 = MatMul(Softmax(MatMul(%q1, Transpose(%k, [0, 1, 2, 4, 3]))), %v)
-    %y = Reshape(%y1, [0, 8, -1, 64])
-    """
 
     visits = ("MatMul",)
 
@@ -96,7 +85,7 @@ class GroupedHeads(NodeRule):
         grouped = (dims[0], values.groups, values.times, *dims[2:])
         value = op.MatMul(reshaped(op, q, grouped), op.Transpose(keys.heads, perm=[0, 1, 2, 4, 3]))
         for step in reversed(between):
-            value = self.again(op, step, value, dims[0])
+            value = self.again(op, step, value)
         result = op.MatMul(value, values.heads)
         return _ungrouped(op, result, (dims[0], values.groups, values.times, *whole[2:]), whole)
 
@@ -118,9 +107,9 @@ class GroupedHeads(NodeRule):
             elif step.op_type not in (*_UNARY, *_BINARY):
                 break
             value = step.inputs[_through(step)]
-        reject("there is something else between its products")
+        raise NoMatch("there is something else between its products")
 
-    def again(self, op: Builder, step: ir.Node, value: ir.Value, batch: Any) -> ir.Value:
+    def again(self, op: Builder, step: ir.Node, value: ir.Value) -> ir.Value:
         """An operator on scores again, for scores in groups."""
         inputs = list(step.inputs)
         index = _through(step)
@@ -139,6 +128,31 @@ class GroupedHeads(NodeRule):
             attributes = {"axis": -1}  # type: ignore[dict-item]
         made: ir.Value = op.node(step.op_type, inputs, attributes).outputs[0]
         return made
+
+
+@dataclass(frozen=True)
+class GroupedHeads(RuleSet):
+    """Attention whose keys and values are repeated for groups of heads, without repeating them.
+
+    With queries as `[batch, groups, times, seq, size]`, and keys and values as `[batch, groups, 1, seq, size]`,
+    MatMul broadcasts, and nothing is copied. Between the two products there may be a mask that is the same
+    for all heads, factors, and the Softmax.
+    """
+
+    name = "grouped_heads"
+    group = "fuse"
+    min_opset = 7
+    example = """
+    %k8 = Reshape(Expand(%k, [1, 4, 2, 1, 64]), [0, 8, -1, 64])      # k, v: [batch, 4, 1, seq, 64]
+    %v8 = Reshape(Expand(%v, [1, 4, 2, 1, 64]), [0, 8, -1, 64])
+    %y = MatMul(Softmax(MatMul(%q, Transpose(%k8, [0, 1, 3, 2]))), %v8)
+    →
+    %q1 = Reshape(%q, [0, 4, 2, -1, 64])
+    %y1 = MatMul(Softmax(MatMul(%q1, Transpose(%k, [0, 1, 2, 4, 3]))), %v)
+    %y = Reshape(%y1, [0, 8, -1, 64])
+    """
+
+    steps = (_Core(), ViewTranspose())
 
 
 def _through(step: ir.Node) -> int:

@@ -38,20 +38,20 @@ def insert(op: Builder, anchor: ir.Node, context: Context) -> None:
         infer_node(node, op.opset)
 
 
-def substitute(pairs: Iterable[tuple[ir.Value, ir.Value]], context: Context) -> None:
-    """Let the second of each pair stand for the first, under the name that users look for."""
+def substitute(
+    pairs: Iterable[tuple[ir.Value, ir.Value]], context: Context, *, rename: bool = True
+) -> None:
+    """Let the second of each pair stand for the first, under the name that users look for.
+
+    Args:
+        pairs: old and new values.
+        context: for names.
+        rename: whether the new value takes the old one's name; not where it has long had its own.
+    """
     for old, new in pairs:
         if old.shape is not None and (new.shape is None or new.shape.has_unknown_dim()):
             new.shape = old.shape
         name, output = old.name, old.is_graph_output()
         replace_value(old, new, context.names)
-        if not output and new.producer() is not None:
+        if rename and not output and new.producer() is not None and not new.is_graph_output():
             old.name, new.name = None, name
-
-
-def before_all(nodes: Iterable[ir.Node]) -> ir.Node:
-    """Which of the nodes of one graph comes first."""
-    wanted = set(nodes)
-    (graph,) = {node.graph for node in wanted}
-    assert graph is not None
-    return next(node for node in graph if node in wanted)

@@ -124,7 +124,11 @@ class Lanes:
             for value in lane.values[1:]:
                 assert value is not None
                 like = next(
-                    (n for n in value.consumers() if n not in self.taken and n not in nodes and self.alike(node, n)),
+                    (
+                        n
+                        for n in value.consumers()
+                        if n not in self.taken and n not in nodes and self.alike(node, n)
+                    ),
                     None,
                 )
                 if like is None or like.graph is not graph:
@@ -183,9 +187,7 @@ class Lanes:
 
     def exits(self) -> list[Lane]:
         """The lanes that something outside of the steps reads, the first lane excepted."""
-        return [
-            lane for step in self.steps for lane in step.outputs if step.leftovers or self.leaves(lane)
-        ]
+        return [lane for step in self.steps for lane in step.outputs if step.leftovers or self.leaves(lane)]
 
     def leaves(self, lane: Lane) -> bool:
         """Whether something else than the steps reads a part of the lane."""
@@ -276,7 +278,10 @@ def _reshape(found: Lanes, nodes: tuple[ir.Node, ...], lanes: list[Lane | None])
     before = dims_of(nodes[0].inputs[0]) if nodes[0].inputs[0] is not None else None
     if lane is None or before is None or lane.axis != len(before) - 1:
         return None
-    if any(s is None or len(s) != len(before) + 1 or s[:-2] != before[:-1] for s in shapes) or None in before[:-1]:
+    if (
+        any(s is None or len(s) != len(before) + 1 or s[:-2] != before[:-1] for s in shapes)
+        or None in before[:-1]
+    ):
         return None
     heads = static([s[-2] for s in shapes if s is not None])
     last = {s[-1] for s in shapes if s is not None}
@@ -289,9 +294,7 @@ def _split(found: Lanes, nodes: tuple[ir.Node, ...], lanes: list[Lane | None]) -
     lane, inner = lanes[0], split_lane(nodes[0], found.opset)
     if lane is None or inner is None or inner.axis == lane.axis:
         return None
-    return Step(
-        nodes, tuple(_lane(nodes, i, lane.axis, lane.sizes) for i in range(len(nodes[0].outputs)))
-    )
+    return Step(nodes, tuple(_lane(nodes, i, lane.axis, lane.sizes) for i in range(len(nodes[0].outputs))))
 
 
 def _slice(found: Lanes, nodes: tuple[ir.Node, ...], lanes: list[Lane | None]) -> Step | None:

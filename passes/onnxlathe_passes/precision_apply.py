@@ -42,10 +42,10 @@ class Applier:
         for node, unit in plan.units.items():
             self._attributes(node, unit.type, before)
         for (node, index), unit in plan.reads.items():
-            value = node.inputs[index]
-            assert value is not None
-            found = self._in_type(value, unit.type, plan.limits.get((node, index)))
-            if found is not value:
+            operand = node.inputs[index]
+            assert operand is not None
+            found = self._in_type(operand, unit.type, plan.limits.get((node, index)))
+            if found is not operand:
                 node.replace_input_with(index, found)
         self._bypass()
         for (graph, index), unit in plan.ends.items():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -119,7 +120,7 @@ def _cut(members: list[Unit], signals: list[Signal], low: ir.DataType) -> None:
     import networkx as nx
 
     cast = 1 + sum(abs(unit.lean) for unit in members)  # one Cast outweighs all leanings together
-    graph = nx.DiGraph()
+    graph: Any = nx.DiGraph()
     names: dict[Unit, int | str] = {unit: number for number, unit in enumerate(members)}
 
     def name(unit: Unit) -> int | str | None:

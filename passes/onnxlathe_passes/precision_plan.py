@@ -31,9 +31,11 @@ from onnxlathe_passes.weights import tensor_of
 _SATURATING = frozenset({"Clip", "Min", "Max"})
 _MASKED = frozenset({"Softmax", "LogSoftmax", "Attention"})
 _MASK_PATH = frozenset(
-    "Add Sub Mul Where Cast Expand Unsqueeze Squeeze Reshape Transpose Slice Concat Gather Identity Tile Trilu "
-    "ScatterND ScatterElements".split()
-)
+    {
+        "Add", "Sub", "Mul", "Where", "Cast", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Transpose",
+        "Slice", "Concat", "Gather", "Identity", "Tile", "Trilu", "ScatterND", "ScatterElements",
+    }
+)  # fmt: skip
 _MASK_STEPS = 400
 
 Place = tuple[ir.Node, int]
@@ -174,7 +176,7 @@ class Planner:
                 self._cast(node)
             elif node.domain == "" and node.op_type in ("Constant", *AGNOSTIC):
                 continue
-            elif any(True for _ in subgraphs(node)):
+            elif subgraphs(node):
                 self._control(node)
             else:
                 self._node(node)
@@ -216,6 +218,7 @@ class Planner:
         unit = self.unit(lean=-1 if wide else 1)
         target = asked[0] if asked is not None else self.low
         cannot = "" if target in (FLOAT32, own) else unsupported(node, opset, target)
+        lossy = self._constants(node) if target != FLOAT32 and own == FLOAT32 and not cannot else ""
         if cannot:
             if asked is not None and asked[1].selector[0] in ("node", "operator", "output"):
                 raise UsageError(
@@ -225,21 +228,22 @@ class Planner:
             unit.fix(own, cannot)
         elif asked is not None:
             unit.fix(asked[0], asked[1].reason or f"asked for by '{asked[1]}'")
+            if lossy and asked[0] != FLOAT32:
+                self.context.note(f"node '{node.name}' is lowered although {lossy}")
         elif own != FLOAT32:
             unit.fix(own, "the model says so")
-        elif self.protect and (why := self.delicate.get(node) or protection(node, opset)):
-            unit.fix(FLOAT32, why)
-        elif self.protect and (why := self._constants(node, opset)):
+        elif self.protect and (why := self.delicate.get(node) or protection(node, opset) or lossy):
             unit.fix(FLOAT32, why)
         elif node.domain == "" and node.op_type in HEAVY:
             unit.fix(self.low, "")
         if unit.fixed != FLOAT32 and own == FLOAT32 and not self.context.permit("precision"):
             unit.fix(FLOAT32, "left out")
+        if unit.fixed == FLOAT32:
             for index in range(len(node.inputs)):
                 self.plan.limits.pop((node, index), None)
         return unit
 
-    def _constants(self, node: ir.Node, opset: int) -> str:
+    def _constants(self, node: ir.Node) -> str:
         """Why constants of the node speak against float16; remembers which may be cut off instead."""
         for index, value in enumerate(node.inputs):
             if (
@@ -346,9 +350,10 @@ class Planner:
                 self.give(value, unit)
             reads.update(dict.fromkeys(inputs, unit))
             ends.update(dict.fromkeys(results, unit))
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype in TRACKED:
-                self._read_as(node, index, value, reads.get(index) or self.always(value.dtype or FLOAT32))
+        for index, operand in enumerate(node.inputs):
+            if operand is not None and operand.dtype in TRACKED:
+                unit = reads.get(index) or self.always(operand.dtype or FLOAT32)
+                self._read_as(node, index, operand, unit)
         for value in (*node.outputs, *(v for b in bodies for v in b.inputs)):
             if value.dtype in TRACKED and value not in tied:
                 self.give(value, self.always(value.dtype or FLOAT32))

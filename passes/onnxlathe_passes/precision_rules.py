@@ -22,15 +22,21 @@ TRACKED = frozenset({FLOAT32, *LOW_TYPES})
 """The types among which precision chooses."""
 
 HEAVY = frozenset(
-    "MatMul Gemm Conv ConvTranspose Einsum Attention LSTM GRU RNN DeformConv LinearAttention".split()
-)
+    {
+        "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "LSTM", "GRU", "RNN",
+        "DeformConv", "LinearAttention",
+    }
+)  # fmt: skip
 """What makes a low type worth while; these take it wherever nothing speaks against it."""
 
 LEAN_WIDE = frozenset(
-    "Softmax LogSoftmax LayerNormalization RMSNormalization InstanceNormalization GroupNormalization "
-    "BatchNormalization ReduceMean GlobalAveragePool LpNormalization MeanVarianceNormalization "
-    "Sigmoid Tanh Erf Gelu Sqrt Div Reciprocal Log Softplus".split()
-)
+    {
+        "Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "InstanceNormalization",
+        "GroupNormalization", "BatchNormalization", "ReduceMean", "GlobalAveragePool", "LpNormalization",
+        "MeanVarianceNormalization", "Sigmoid", "Tanh", "Erf", "Gelu", "Sqrt", "Div", "Reciprocal", "Log",
+        "Softplus",
+    }
+)  # fmt: skip
 """What gains from float32 and takes it where that costs no Cast."""
 
 AGNOSTIC = frozenset({"Shape", "Size"})
@@ -46,13 +52,18 @@ KEPT_OUTPUTS = {"LayerNormalization": (1, 2)}
 """Results that stay float32: the statistics, as stash_type says."""
 
 _DTYPE_ATTRIBUTE = frozenset(
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike EyeLike Bernoulli Multinomial "
-    "HannWindow HammingWindow BlackmanWindow MelWeightMatrix".split()
-)
+    {
+        "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "EyeLike", "Bernoulli",
+        "Multinomial", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix",
+    }
+)  # fmt: skip
 
 _SUMS = frozenset(
-    "ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceProd ReduceLogSum ReduceLogSumExp".split()
-)
+    {
+        "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceLogSum",
+        "ReduceLogSumExp",
+    }
+)  # fmt: skip
 _PROTECTED = {
     "Exp": "e^x leaves float16's range from x = 11.1 on",
     "CumSum": "a running sum grows with its length",

@@ -44,7 +44,12 @@ class Projection:
         dims = dims_of(weight) if weight is not None else None
         if weight is None or not is_constant(weight) or weight.dtype not in FLOATS or dims is None:
             return None
-        if len(dims) != 2 or (rank(result) or 0) < 2 or not isinstance(dims[1], int) or result.is_graph_output():
+        if (
+            len(dims) != 2
+            or (rank(result) or 0) < 2
+            or not isinstance(dims[1], int)
+            or result.is_graph_output()
+        ):
             return None
         width = dims[1]
         for user in result.consumers() if used_once(result) else ():
@@ -53,7 +58,12 @@ class Projection:
             if user.op_type != "Add" or user.domain or not is_constant(bias) or sizes is None:
                 continue
             fits = sizes[-1:] in ((), (1,), (width,)) and all(d == 1 for d in sizes[:-1])
-            if bias is not None and fits and len(sizes) <= (rank(result) or 0) and not user.outputs[0].is_graph_output():
+            if (
+                bias is not None
+                and fits
+                and len(sizes) <= (rank(result) or 0)
+                and not user.outputs[0].is_graph_output()
+            ):
                 return cls(node, user.outputs[0], width, bias)
         return cls(node, result, width)
 
@@ -121,7 +131,9 @@ def _gain(group: Sequence[Projection]) -> int:
                 break
         gain += len(group) - 1
         if op_type == "Transpose":
-            perms = [tuple(n.attributes["perm"].as_ints()) if "perm" in n.attributes else () for n in following]
+            perms = [
+                tuple(n.attributes["perm"].as_ints()) if "perm" in n.attributes else () for n in following
+            ]
             gain -= len(perms) - max(perms.count(p) for p in perms)
     return gain
 

@@ -21,7 +21,7 @@ def groups(fine: Dims, coarse: Dims) -> list[range] | None:
     Returns:
         One range of axes of `fine` for each axis of `coarse`; `None` where there is no such grouping.
     """
-    if None in fine or None in coarse:
+    if {None, 0} & {*fine, *coarse}:
         return None
     found: list[range] = []
     start = 0

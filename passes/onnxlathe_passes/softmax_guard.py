@@ -47,7 +47,9 @@ class SoftmaxGuard(Rule):
         require(dims[-1] not in (0, None), "its rows may be empty")
         masked = producer(x, "Add")
         if masked is None:
-            require(producer(x, "MatMul", "Mul", "Div", "Gemm") is not None, "what may be masked is not known")
+            require(
+                producer(x, "MatMul", "Mul", "Div", "Gemm") is not None, "what may be masked is not known"
+            )
         else:
             operands = [v for v in masked.inputs if v is not None]
             require(

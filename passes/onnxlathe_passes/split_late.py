@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model
-from onnxlathe.rewrite import Builder, Context, Pass, remove_unused, subgraphs
+from onnxlathe.rewrite import Builder, Context, Pass, remove_unused
 from onnxlathe_passes.conditions import int64
-from onnxlathe_passes.insert import insert, substitute
+from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.lanes import Lane, Lanes, Step
 from onnxlathe_passes.regroup import target
 
@@ -42,18 +42,12 @@ class SplitLate(Pass):
     """
 
     def run(self, model: Model, context: Context) -> int:
-        scopes = [(model.graph, model.opset)]
-        scopes += [(f.graph, f.opset_imports.get("", model.opset)) for f in model.ir.functions.values()]
-        return sum(self.graph(graph, opset, context) for graph, opset in scopes)
+        return sum(self.graph(graph, model.opset, context) for graph in graphs_with_weights(model))
 
     def graph(self, graph: ir.Graph, opset: int, context: Context) -> int:
-        """Move the Splits of a graph, and of those in it."""
+        """Move the Splits of a graph."""
         changes = 0
-        work = []
-        for node in graph:
-            changes += sum(self.graph(inner, opset, context) for inner in subgraphs(node))
-            if node.op_type == "Split" and node.domain == "":
-                work.append(node)
+        work = [node for node in graph if node.op_type == "Split" and node.domain == ""]
         while work:
             split = work.pop()
             best = _best(split, opset) if split.graph is graph else None
@@ -134,8 +128,8 @@ class _Move:
         op, first = Builder(self.opset), step.nodes[0]
         inputs: list[ir.Value | None] = []
         for value in first.inputs:
-            lane = self.lanes.lane_of.get(value) if value is not None else None
-            inputs.append(value if lane is None else self.joint[id(lane[0])])
+            found = self.lanes.lane_of.get(value) if value is not None else None
+            inputs.append(value if found is None else self.joint[id(found[0])])
         attributes = dict(first.attributes)
         if first.op_type == "Reshape":
             inputs[1], attributes = op.constant(int64(self.target(step, inputs[0]))), {}
@@ -157,7 +151,7 @@ class _Move:
         """The shape of the joint value with its last axis split in two."""
         shape = dims_of(step.nodes[0].outputs[0]) or ()
         (lane,) = step.outputs
-        before = dims_of(self.lanes.split.inputs[0]) if x is None else dims_of(x)
+        before = dims_of(x) if x is not None else None
         found = target(before or (), (*shape[:-2], sum(lane.sizes), shape[-1]))
         assert found is not None
         return found

@@ -41,7 +41,9 @@ class ViewTranspose(NodeRule):
         first = producer(transpose.inputs[0], "Reshape") if transpose is not None else None
         if transpose is None or first is None:
             return None
-        require(used_once(first.outputs[0]) and used_once(transpose.outputs[0]), "its parts are used elsewhere")
+        require(
+            used_once(first.outputs[0]) and used_once(transpose.outputs[0]), "its parts are used elsewhere"
+        )
         x, perm = first.inputs[0], permutation(transpose, op.opset)
         before = dims_of(x) if x is not None else None
         joined, moved = dims_of(first.outputs[0]), dims_of(transpose.outputs[0])

@@ -279,7 +279,16 @@ def _proven(
                 "the optimized model differs from the original: "
                 + (culprit.sentence() if culprit else "no single step of the pipeline is to blame"),
                 result,
-                hint="leave the culprit out with --on-mismatch skip" if culprit else "",
+                hint=_advice(culprit, run.pipeline),
             )
         run.disabled |= {culprit.rule}
         model.ir = pristine.clone().ir
+
+
+def _advice(culprit: Culprit | None, pipeline: Pipeline) -> str:
+    """What to do about a culprit."""
+    if culprit is None:
+        return ""
+    if any(p.name == culprit.rule and p.lowers_precision for p in pipeline.passes()):
+        return "keep that node in float32 (--keep), or let `optimize precision MODEL --search` find all such"
+    return "leave the culprit out with --on-mismatch skip"

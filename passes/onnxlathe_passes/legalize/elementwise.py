@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.rewrite import require
-from onnxlathe_passes.legalize.draft import FLOATS, Draft, element_type, given, lowers, operand, value_of
+from onnxlathe.rewrite import NoMatch, require
+from onnxlathe_passes.legalize.draft import (
+    FLOATS,
+    Draft,
+    contents,
+    element_type,
+    given,
+    lowers,
+    operand,
+    rank_of,
+    static_dims,
+    value_of,
+)
 
 T = ir.DataType
 
@@ -67,21 +78,37 @@ def celu(op: Draft, node: ir.Node) -> ir.Value:
 
 @lowers("CumProd")
 def cum_prod(op: Draft, node: ir.Node) -> ir.Value:
-    """Products of the part of the axis up to each place, from a triangle of factors and ones."""
-    from onnxlathe_passes.legalize.draft import contents, static_dims
+    """Products of the part of the axis up to each place, from a triangle of factors and ones.
 
-    x = given(node, 0)
+    Where the axis is given at run time all are computed and one is chosen.
+    """
+    x, axis = given(node, 0), given(node, 1)
     dims = static_dims(x)
-    axis = int(contents(given(node, 1)).reshape(-1)[0]) % len(dims)
-    size = dims[axis]
-    require(size * int(np.prod(dims)) <= 1 << 24, "too large for a triangle of factors")
+    require(max(dims) * int(np.prod(dims)) <= 1 << 24, "too large for a triangle of factors")
     exclusive = bool(value_of(node, "exclusive", op, 0))
-    places = np.arange(size)
+    reverse = bool(value_of(node, "reverse", op, 0))
+    try:
+        return _products(op, x, dims, int(contents(axis).reshape(-1)[0]) % len(dims), exclusive, reverse)
+    except NoMatch:
+        pass
+    wanted_axis = op.reshape(op.cast(axis, T.INT64), [])
+    wanted_axis = op.Where(op.Less(wanted_axis, 0), op.Add(wanted_axis, len(dims)), wanted_axis)
+    result = _products(op, x, dims, 0, exclusive, reverse)
+    for i in range(1, len(dims)):
+        along = _products(op, x, dims, i, exclusive, reverse)
+        result = op.Where(op.Equal(wanted_axis, i), along, result)
+    return result
+
+
+def _products(
+    op: Draft, x: ir.Value, dims: list[int], axis: int, exclusive: bool, reverse: bool
+) -> ir.Value:
+    places = np.arange(dims[axis])
     used = places[None, :] < places[:, None] if exclusive else places[None, :] <= places[:, None]
-    if value_of(node, "reverse", op, 0):
+    if reverse:
         used = used[::-1, ::-1]
     # x[..., j, ...] as [..., 1, j, ...] against used[i, j].
-    mask = np.ascontiguousarray(used).reshape([size, size] + [1] * (len(dims) - axis - 1))
+    mask = np.ascontiguousarray(used).reshape([*used.shape] + [1] * (len(dims) - axis - 1))
     factors = op.Where(op.constant(mask), op.unsqueeze(x, axis), op.like(1, x))
     return op.reduce("Prod", factors, [axis + 1], keepdims=False)
 
@@ -97,8 +124,6 @@ def binarizer(op: Draft, node: ir.Node) -> ir.Value:
 @lowers("ai.onnx.ml::ArrayFeatureExtractor")
 def array_feature_extractor(op: Draft, node: ir.Node) -> ir.Value:
     """A Gather along the last axis."""
-    from onnxlathe_passes.legalize.draft import rank_of
-
     indices = op.reshape(op.cast(given(node, 1), T.INT64), [-1])
     picked = op.Gather(given(node, 0), indices, axis=-1)
     result: ir.Value = op.reshape(picked, [1, -1]) if rank_of(given(node, 0)) == 1 else picked

@@ -2,8 +2,16 @@
 
 from onnxlathe_passes.legalize import (  # noqa: F401
     bitwise,
+    contrib,
+    contrib_attention,
+    control,
     elementwise,
+    matrices,
     pooling,
     quantized,
     reduce,
+    resize,
+    scatter,
+    signal,
+    training,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import onnx_ir as ir
 
@@ -15,8 +17,8 @@ _KNOWN_TYPES = (int, float, bool, np.generic)
 def cut(node: ir.Node, opsets: dict[str, int], ir_version: int) -> ir.Model | None:
     """A model of `node` alone: what is constant is an initializer, all else an input.
 
-    Inputs and outputs keep their names. `None` where the node reads an outer graph from within a subgraph
-    in a way that cannot be cut.
+    Inputs and outputs keep their names. What a subgraph of the node reads from outside is an input, too.
+    `None` where the node cannot be cut.
     """
     values: dict[ir.Value, ir.Value] = {}
     inputs: list[ir.Value] = []
@@ -36,14 +38,13 @@ def cut(node: ir.Node, opsets: dict[str, int], ir_version: int) -> ir.Model | No
         values[value] = made
         return made
 
-    if any(True for _ in subgraphs(node)):
-        return None
+    attributes = [_attribute_copy(a, operand) for a in node.attributes.values()]
     operands = [None if v is None else operand(v) for v in node.inputs]
     copy = ir.Node(
         node.domain,
         node.op_type,
         operands,
-        [a for a in node.attributes.values()],
+        attributes,
         overload=node.overload,
         num_outputs=len(node.outputs),
         name=node.name,
@@ -58,6 +59,35 @@ def cut(node: ir.Node, opsets: dict[str, int], ir_version: int) -> ir.Model | No
             mine.name = ""
     graph = ir.Graph(inputs, outputs, nodes=[copy], initializers=initializers, name="node", opset_imports=opsets)
     return ir.Model(graph, ir_version=ir_version)
+
+
+def _attribute_copy(attribute: ir.Attr, operand: Callable[[ir.Value], ir.Value]) -> ir.Attr:
+    """An attribute for the cut node; a graph in it reads operands of the cut instead of outer values."""
+    if attribute.type != ir.AttributeType.GRAPH or attribute.is_ref():
+        return attribute
+    clone = attribute.as_graph().clone(allow_outer_scope_values=True)
+    inner = {v for g in _nested(clone) for v in (*g.inputs, *g.initializers.values())}
+    inner |= {v for g in _nested(clone) for n in g for v in n.outputs}
+    for graph in _nested(clone):
+        for node in graph:
+            for index, value in enumerate(node.inputs):
+                if value is not None and value not in inner:
+                    node.replace_input_with(index, operand(value))
+        for index, value in enumerate(graph.outputs):
+            if value not in inner:  # an outer value handed through needs a node
+                identity = ir.node("Identity", [operand(value)], name="")
+                identity.outputs[0].type, identity.outputs[0].shape = value.type, value.shape
+                identity.outputs[0].name = f"{value.name}/through"
+                graph.append(identity)
+                graph.outputs[index] = identity.outputs[0]
+    return ir.AttrGraph(attribute.name, clone)
+
+
+def _nested(graph: ir.Graph) -> Iterator[ir.Graph]:
+    yield graph
+    for node in graph:
+        for inner in subgraphs(node):
+            yield from _nested(inner)
 
 
 def fixed(value: ir.Value) -> ir.TensorProtocol | None:
@@ -139,7 +169,7 @@ def splice(model: ir.Model, node: ir.Node, names: Names) -> list[ir.Node]:
     host = node.graph
     assert host is not None
     inner = model.graph
-    operands = {v.name: v for v in node.inputs if v is not None}
+    operands = {v.name: v for v in (*node.inputs, *captured(node)) if v is not None}
     for value in list(inner.inputs):
         value.replace_all_uses_with(operands[value.name])
     outside = {id(v) for v in inner.inputs}
@@ -171,6 +201,16 @@ def splice(model: ir.Model, node: ir.Node, names: Names) -> list[ir.Node]:
         node.replace_input_with(index, None)
     host.remove(node)
     return made
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """The values that subgraphs of `node` read from outside of it."""
+    graphs = [g for inner in subgraphs(node) for g in _nested(inner)]
+    own = {v for g in graphs for v in (*g.inputs, *g.initializers.values())}
+    own |= {v for g in graphs for n in g for v in n.outputs}
+    read = [v for g in graphs for n in g for v in n.inputs if v is not None and v not in own]
+    read += [v for g in graphs for v in g.outputs if v not in own]
+    return list(dict.fromkeys(read))
 
 
 def refresh(model: ir.Model) -> None:

@@ -15,6 +15,7 @@ from onnxlathe_passes.legalize.draft import (
     operand,
     rank_of,
     static_dims,
+    static_or_none,
     value_of,
 )
 
@@ -47,6 +48,37 @@ def without_axes(op: Draft, node: ir.Node) -> ir.Value:
     keepdims = int(value_of(node, "keepdims", op, 1))
     result: ir.Value = op.node(node.op_type, [x], {"keepdims": keepdims}).outputs[0]
     return result
+
+
+_OF_NOTHING = {"Max": -np.inf, "Min": np.inf, "Prod": 1.0, "LogSum": -np.inf, "LogSumExp": -np.inf, "Mean": np.nan}
+
+
+@lowers(*KINDS)
+def of_nothing(op: Draft, node: ir.Node) -> ir.Value:
+    """Over an empty set each reduction has its neutral element."""
+    x, result = given(node, 0), node.outputs[0]
+    extents = static_dims(x)
+    require(0 in extents, "there is something to reduce")
+    dtype = element_type(x)
+    value = _OF_NOTHING.get(node.op_type[6:], 0.0)
+    if dtype not in FLOATS:
+        require(np.isfinite(value) or dtype in (T.INT32, T.INT64, T.INT8), "no neutral element")
+        if not np.isfinite(value):
+            limits = np.iinfo(dtype.numpy())
+            value = limits.min if value < 0 else limits.max
+    dims = static_or_none(result)
+    if dims is not None and all(isinstance(d, int) for d in dims):
+        return op.constant(np.full(dims, value).astype(dtype.numpy()))
+    axes = given(node, 1)
+    (count,) = static_dims(axes)
+    chosen = _chosen(op, axes, len(extents))
+    kept = op.Sub(op.ints([1]), chosen)
+    if value_of(node, "keepdims", op, 1):
+        shape = op.Add(op.Mul(kept, op.ints(extents)), chosen)
+    else:
+        shape = _compacted(op, kept, op.ints(extents), len(extents), len(extents) - count)
+    filled: ir.Value = op.Expand(op.constant(np.asarray(value).astype(dtype.numpy())), shape)
+    return filled
 
 
 @lowers(*KINDS)

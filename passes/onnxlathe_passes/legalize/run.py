@@ -23,6 +23,9 @@ from onnxlathe_passes.opset import Opset
 WRITTEN_FOR = 18
 """Our lowerings use operators as they are since this version of the operator set."""
 
+FALLBACK = 21
+"""Version for a model that has none of the standard operators."""
+
 
 @dataclass(frozen=True)
 class Legalize(Pass):
@@ -90,6 +93,8 @@ class _Run:
         self.expect = _expectation(model.ir, parse_values(self.options.expect, "expect"))
         if self.judge.judge(model.ir, self.expect).accepted:
             return self.changes
+        if "" not in model.ir.graph.opset_imports:  # a model of contrib operators only
+            model.ir.graph.opset_imports[""] = FALLBACK
         if 0 < model.opset < WRITTEN_FOR:
             self.changes += Opset(version=WRITTEN_FOR).run(model, context)
             infer_model(model)

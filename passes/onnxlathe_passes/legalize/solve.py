@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxlathe import Model
 from onnxlathe.infer import infer_model
-from onnxlathe.rewrite import Context, Names, NoMatch
+from onnxlathe.rewrite import Context, Names, NoMatch, subgraphs
 from onnxlathe_passes.fold import Fold
 from onnxlathe_passes.legalize import mini
 from onnxlathe_passes.legalize.body import expanded
@@ -100,6 +100,8 @@ class Solver:
             return self._put(piece, node, names, top, "constant operands")
         if depth == 0:
             return False
+        if any(True for _ in subgraphs(node)) and self._fix_inside(node, model, names, depth, expect, top, ruling):
+            return True
         key = ir.to_proto(piece).SerializeToString()
         if key in self.dead_ends:
             return False
@@ -110,6 +112,27 @@ class Solver:
         if top:
             self.unsolved[node.name or node.op_type] = ruling.message
         return False
+
+    def _fix_inside(
+        self,
+        node: ir.Node,
+        model: ir.Model,
+        names: Names,
+        depth: int,
+        expect: Expectation | None,
+        top: bool,
+        ruling: Ruling,
+    ) -> bool:
+        """Rewrite what the target refuses of the nodes in the subgraphs of `node`."""
+        progress = False
+        for graph in subgraphs(node):
+            for inner in list(graph):
+                piece = self._cut(inner, model) if inner.graph is not None else None
+                if piece is None or self.judge.judge(piece).accepted:
+                    continue
+                if self._fix(inner, model, names, depth, expect, top, ruling):
+                    progress = True
+        return progress
 
     def _put(self, piece: ir.Model, node: ir.Node, names: Names, top: bool, how: str) -> bool:
         if top and not self.permit():

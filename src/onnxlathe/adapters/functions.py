@@ -251,6 +251,8 @@ def _attach(gs: Any, graph: Any, lent: Lent) -> None:
             return
         entries = {e.key: e.value for e in values.tensor.external_data}
         if entries.get("location") == MARK:
+            # New values, should it get some, are not external.
+            tensor.data_location = None
             tensor._values = Values(values.tensor, lent.tensors[int(entries.get("offset", 0))])
 
     graphs = [graph, *graph.subgraphs(recursive=True)]

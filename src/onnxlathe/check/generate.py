@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxlathe.check.operators import ARITY, OPERATORS, build
 from onnxlathe.check.sketch import FLOATS, INTEGERS, Impossible, Sketch, Slot, Want, schema_of
+from onnxlathe.check.templates import templates
 from onnxlathe.rewrite import NodeRule, Pass, Rule, RuleSet
 from onnxlathe.rewrite.pattern import COMMUTATIVE, AnyOf, AttrVar, NodePattern, Output, Pattern, Scalar, Var
 
@@ -43,8 +44,8 @@ def instance(draw: Callable[[Any], Any], subject: Pass, partners: Sequence[str] 
 
     Args:
         draw: hypothesis' draw function.
-        subject: the pass. Of a `Rule`, an instance of its pattern; of any other pass, a graph of the
-            operators that it visits or that its source names.
+        subject: the pass. Of a `Rule`, an instance of its pattern; of any other pass, an instance of an
+            expression in its documentation, or a graph of the operators that it visits or its source names.
         partners: further operators for such a graph.
 
     Raises:
@@ -61,19 +62,24 @@ def instance(draw: Callable[[Any], Any], subject: Pass, partners: Sequence[str] 
     if isinstance(subject, Rule):
         outputs = _Instantiation(s).root(subject)
     else:
-        outputs = _Soup(s, subject, partners).root()
-    return Instance(s, _surroundings(s, outputs))
+        found = templates(type(subject), _USABLE)
+        if found and s.chance(2):
+            outputs = _Instantiation(s).expression(s.pick(*found))
+        else:
+            outputs = _Soup(s, subject, partners).root()
+    # A rule that looks around by itself is the one to overlook another use.
+    return Instance(s, _surroundings(s, outputs, 3 if isinstance(subject, Rule) else 2))
 
 
-def _surroundings(s: Sketch, results: list[ir.Value]) -> list[ir.Value]:
-    """What uses the results, and what else uses what lies in between."""
+def _surroundings(s: Sketch, results: list[ir.Value], one_in: int) -> list[ir.Value]:
+    """What uses the results, and (once in so many draws) what else uses what lies in between."""
     outputs = []
     for value in results:
         if s.chance(3) and isinstance(value.type, ir.TensorType):
             value = s.node("Identity" if s.chance(2) else "Neg", [value]).outputs[0]
         outputs.append(value)
     inner = [v for node in s.nodes for v in node.outputs if v.uses() and node.op_type != "Constant"]
-    if inner and s.chance(3):
+    if inner and s.chance(one_in):
         # Something else needs a value in the middle.
         value = s.pick(*inner)
         if isinstance(value.type, ir.TensorType):
@@ -96,7 +102,10 @@ class _Instantiation:
             if not isinstance(first, Output):
                 raise Impossible
             return list(self.node(first.node, Want()).outputs)
-        value = self.value(built, Want())
+        return self.expression(built)
+
+    def expression(self, pattern: Pattern) -> list[ir.Value]:
+        value = self.value(pattern, Want())
         producer = value.producer() if value is not None else None
         if producer is None:
             raise Impossible
@@ -310,8 +319,7 @@ def vocabulary(cls: type[Pass]) -> tuple[str, ...]:
         texts.append("")
     visited = [v for v in getattr(cls, "visits", ()) if "::" not in v]
     named = [w for text in texts for w in re.findall(r"\b[A-Z][A-Za-z0-9]+\b", text)]
-    usable = {*OPERATORS, *_ELEMENTWISE}
-    return tuple(dict.fromkeys(w for w in (*visited, *named) if w in usable))
+    return tuple(dict.fromkeys(w for w in (*visited, *named) if w in _USABLE))
 
 
 _ELEMENTWISE = frozenset(
@@ -334,3 +342,4 @@ _ELEMENTWISE = frozenset(
         *("And", "Not", "Or", "Xor", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
     }
 )
+_USABLE = frozenset({*OPERATORS, *_ELEMENTWISE})

@@ -26,9 +26,6 @@ from onnxlathe.rewrite import LocalRule, Pass
 _SECONDS = 10.0
 """What a pass may take for a small model before it counts as never ending."""
 
-_ROUNDS = 5
-"""Drawing goes on so many times as long as a rule hardly fires."""
-
 _SLACK_ON_LARGE = 100.0
 """Inputs of large numbers are there to show overflows, not rounding errors."""
 
@@ -148,7 +145,8 @@ class Prover:
     """Proves passes; holds the process that runs models.
 
     Args:
-        examples: how many models to draw for each pass; up to five times as many where it hardly fires.
+        examples: how many models to draw for each pass.
+        patience: draw up to so many times as many where a pass hardly fires.
         seed: another one draws others.
         registry: where passes come from.
         seconds: how long a pass may take for one small model.
@@ -158,11 +156,12 @@ class Prover:
         self,
         *,
         examples: int = 100,
+        patience: int = 5,
         seed: int = 0,
         registry: Registry | None = None,
         seconds: float = _SECONDS,
     ) -> None:
-        self.examples, self.seed, self.seconds = examples, seed, seconds
+        self.examples, self.patience, self.seed, self.seconds = examples, patience, seed, seconds
         self.registry = registry or Registry()
         self.workers = Workers()
 
@@ -226,7 +225,7 @@ class Prover:
             except Impossible:
                 hypothesis.reject()
 
-        for number in range(_ROUNDS):
+        for number in range(self.patience):
             settings = hypothesis.settings(
                 max_examples=self.examples,
                 deadline=None,

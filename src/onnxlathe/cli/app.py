@@ -9,7 +9,10 @@ import click
 from onnxlathe import __version__
 from onnxlathe.cli.build import build_command
 from onnxlathe.cli.check import passes_group
+from onnxlathe.cli.debug import debug_command
+from onnxlathe.cli.diff import diff_command
 from onnxlathe.cli.inspect import inspect_command
+from onnxlathe.cli.new_pass import new_pass_command
 from onnxlathe.cli.optimize import WORDS, optimize_command
 from onnxlathe.cli.precision import precision_command
 from onnxlathe.cli.verify import verify_command
@@ -44,7 +47,10 @@ def app(**_: Any) -> None:
 
 app.add_command(optimize_command, "run")
 app.add_command(passes_group, "passes")
+app.add_command(new_pass_command, "new-pass")
+app.add_command(diff_command, "diff")
 app.add_command(build_command, "build")
 app.add_command(precision_command, "precision")
 app.add_command(verify_command, "verify")
 app.add_command(inspect_command, "inspect")
+app.add_command(debug_command, "debug")

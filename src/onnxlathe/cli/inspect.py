@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxlathe.cli.options import plugin_option
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,8 +23,23 @@ _WEIGHTS_SHOWN = 10
     "--target", metavar="NAME", help="Whom to ask: rtx, tensorrt or none. What is installed if left out."
 )
 @click.option("--text", is_flag=True, help="Print the graph as text instead.")
+@click.option(
+    "--why-not", metavar="RULE", help="Show where a rule (or a group, or `all`) almost fires and what stops it."
+)
+@click.option(
+    "--after", metavar="PIPELINE", default="shapes", help="Passes to run before that, as shapes,fold,tidy."
+)
+@plugin_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def inspect_command(model: Path, target: str | None, text: bool, as_json: bool) -> int:
+def inspect_command(
+    model: Path,
+    target: str | None,
+    text: bool,
+    why_not: str | None,
+    after: str,
+    plugins: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """Show operators, inputs, outputs, opset and weights of MODEL, and what TensorRT thinks of it.
 
     Of an engine, show what its sidecar says.
@@ -36,6 +53,8 @@ def inspect_command(model: Path, target: str | None, text: bool, as_json: bool) 
         return inspect_engine(model, as_json=as_json)
 
     loaded = load(model)
+    if why_not is not None:
+        return _why_not(loaded, why_not, after, plugins, as_json)
     if text:
         from onnxlathe.infer import infer_model
         from onnxlathe.report.graph_text import model_text
@@ -52,6 +71,21 @@ def inspect_command(model: Path, target: str | None, text: bool, as_json: bool) 
         click.echo(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode())
     else:
         _show(out(), facts)
+    return 0
+
+
+def _why_not(model: Model, rule: str, after: str, plugins: tuple[str, ...], as_json: bool) -> int:
+    from onnxlathe.cli.options import registry_with
+    from onnxlathe.cli.output import out
+    from onnxlathe.cli.whynot import as_data, show_why_not, why_not
+
+    misses = why_not(model, rule, registry_with(plugins), after)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(as_data(misses)), indent=2).decode())
+    else:
+        show_why_not(out(), misses)
     return 0
 
 

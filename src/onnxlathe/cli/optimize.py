@@ -92,6 +92,9 @@ WORDS = "onnxlathe.words"
 @click.option(
     "--dump-after", multiple=True, metavar="PASS", help="Save the model after a pass, beside the output."
 )
+@click.option(
+    "--break-after", multiple=True, metavar="PASS", help="Open a Python shell with the model after a pass."
+)
 @click.option("--paranoid", is_flag=True, help="Check the graph's invariants after every pass.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print repairs and remarks of the passes as well.")
@@ -246,7 +249,7 @@ class _Job:
         return True
 
     def pipeline(self, recipe: Recipe) -> str:
-        """The pipeline; for an engine, what the builder has no kernels for is rewritten at the end."""
+        """The pipeline as text."""
         from onnxlathe.cli.precision_options import precision_item
 
         text: str = self.options["passes"] or recipe.passes
@@ -254,7 +257,7 @@ class _Job:
         if lowering:
             # Operators that newer sets have (RMSNormalization, Gelu) keep float32 inside of themselves.
             text = f"{'O3' if text == 'default' else text},{lowering}"
-        return f"{text},attention_decompose" if self.options["engine"] is not None else text
+        return text
 
     def engine_request(self, recipe: Recipe, output: Path) -> EngineRequest | None:
         """What engine to build; everything that can be refused is refused before the work."""
@@ -311,6 +314,10 @@ class _Job:
             path = base.with_name(f"{base.stem}.{number:02d}-{record.name.replace(':', '-')}.onnx")
             save(model, path)
             self.dumped.append(path)
+        if names & {*self.options["break_after"]} or "all" in self.options["break_after"]:
+            from onnxlathe.cli.shell import open_shell
+
+            open_shell(record, model)
 
     def finish(self, result: Result, output: Path | None) -> None:
         """Tell the user, and write the report."""

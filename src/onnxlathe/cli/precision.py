@@ -18,17 +18,25 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--search", is_flag=True, help="Find the nodes to keep, and write them to a file.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path),
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
     help="Where the search writes constraints; MODEL.precision.toml if left out.",
 )
 @click.option("--passes", metavar="PIPELINE", default="O3", show_default=True, help="What runs before.")
 @click.option(
-    "--error", type=click.FloatRange(0, min_open=True), metavar="NUMBER",
+    "--error",
+    type=click.FloatRange(0, min_open=True),
+    metavar="NUMBER",
     help="Largest relative error of an output; the verification's tolerances if left out.",
 )
 @click.option("--wider", type=click.Choice(["bf16"]), help="Try this for the nodes found, before fp32.")
 @click.option(
-    "--max-trials", type=click.IntRange(1), default=200, show_default=True, help="How many mixed models to run."
+    "--max-trials",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="How many mixed models to run.",
 )
 @click.option("--fresh", is_flag=True, help="Forget the trials of an interrupted search.")
 @precision_options
@@ -68,7 +76,11 @@ def _show(options: dict[str, Any]) -> int:
     registry = registry_with(options["plugins"])
     with progress(quiet=options["quiet"]) as say:
         result = optimize(
-            load(options["model"]), f"{options['passes']},{item}", verify=False, registry=registry, before_step=say
+            load(options["model"]),
+            f"{options['passes']},{item}",
+            verify=False,
+            registry=registry,
+            before_step=say,
         )
     console = out(quiet=options["quiet"])
     for note in [*notes, *result.steps[-1].notes]:

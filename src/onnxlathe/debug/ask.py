@@ -125,6 +125,7 @@ class Oracle:
         self.bindings = dict(bindings or {})
         self.plugins = tuple(str(Path(p).resolve()) for p in plugins)
         self.asked = 0
+        self._keep = False
         self._limit = memory if memory is not None else _free_memory() * 4 // 5
         self._session: TensorRTSession = target.session()
         self._folder = Path(tempfile.mkdtemp(prefix="onnxlathe-debug-"))
@@ -176,6 +177,25 @@ class Oracle:
         parts: list[list[int]] = reply["partitions"]
         return parts
 
+    def write_engine(self, model: Model | Path, engine: Path) -> Path:
+        """Build an engine for the sizes that `ask` chose, and save it.
+
+        Raises:
+            LatheError: there is none, or it cannot be written.
+        """
+        self._keep = True
+        try:
+            hearing = self.ask(model, build=True)
+        finally:
+            self._keep = False
+        if not hearing.built:
+            raise LatheError("the target builds no engine of this model", hint="see `optimize debug`")
+        try:
+            shutil.move(self._folder / "engine", engine)
+        except OSError as error:
+            raise LatheError(f"cannot write '{engine}': {error.strerror or error}") from None
+        return engine
+
     # --- the builder -----------------------------------------------------------------------------------
 
     def _build(self, model: Model | Path, opened: dict[str, Any], patience: float, started: float) -> Hearing:
@@ -197,8 +217,10 @@ class Oracle:
                 problems.append(_fatal("build", error))
                 break
             if reply["bytes"]:
-                engine.unlink(missing_ok=True)
-                return Hearing(True, True, True, [], layers, profile, reply["bytes"], seconds=_since(started))
+                if not self._keep:
+                    engine.unlink(missing_ok=True)
+                done = (layers, profiles[0], profile if number else None, reply["bytes"], _since(started))
+                return Hearing(not number, True, not number, problems if number else [], *done)
             said = [text for severity, text in reply["messages"] if severity != "WARNING"]
             own = [text for text in said if not _NOISE.search(text)] or said or ["the builder gave no engine"]
             problems = problems or [Complaint("build", text, "BUILDER") for text in dict.fromkeys(own)]
@@ -256,11 +278,6 @@ class Oracle:
                     f"the target's process was ended after it took {killed[0] / 1e9:.1f} GB of memory, "
                     f"more than it may ({self._limit / 1e9:.1f} GB)"
                 )
-                raise
-            if not error.code and not arguments:
-                raise
-            if not error.code:  # a handler raised: the package itself complains of the model
-                error.code = "ERROR"
             raise
         finally:
             done.set()

@@ -136,11 +136,8 @@ def static_cause(node: ir.Node, *, target: str = "", version: str = "") -> Cause
     """The first entry that by itself, without a target's complaint, says that a node is refused."""
     for cause in causes():
         for when in cause.when if cause.static else ():
-            if (
-                when.stage != "silent"
-                and _matches_node(when, node)
-                and _matches_target(when, target, version)
-            ):
+            enough = not (when.message or when.code or when.stage) and any(_conditions(when))
+            if enough and _matches_node(when, node) and _matches_target(when, target, version):
                 return cause
     return None
 
@@ -176,13 +173,15 @@ def _matches_target(when: When, target: str, version: str) -> bool:
     return not (when.version and version) or _in_range(version, when.version)
 
 
+def _conditions(when: When) -> tuple[object, ...]:
+    """The conditions on the node."""
+    types = (when.input_type, when.output_type, when.type)
+    return (when.operator, *types, when.attributes, when.outputs, when.rank, when.computed)
+
+
 def _matches_node(when: When, node: ir.Node | None) -> bool:
-    asked = (
-        when.operator, when.input_type, when.output_type, when.type, when.attributes, when.outputs,
-        when.rank, when.computed,
-    )  # fmt: skip
     if node is None:
-        return not any(asked)
+        return not any(_conditions(when))
     inputs, outputs = list(map(type_name, node.inputs)), list(map(type_name, node.outputs))
     if when.operator and not re.fullmatch(when.operator, operator_of(node)):
         return False

@@ -138,7 +138,7 @@ class Workpiece:
                 graph.inputs.remove(value)
                 value.const_value = ir.tensor(np.asarray(array), name=value.name)
                 value.type = ir.TensorType(value.const_value.dtype)
-                value.shape = ir.Shape(value.const_value.shape)
+                value.shape = ir.Shape(value.const_value.shape.numpy())
                 graph.initializers.add(value)
         used = {(n.domain, n.op_type) for n in _all(graph)}
         functions = self.model.ir.functions

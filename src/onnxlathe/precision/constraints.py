@@ -122,8 +122,8 @@ def parse_keep(word: str, where: str = "--keep") -> list[Constraint]:
     kind, patterns = (head, rest) if colon and is_type(head) else ("fp32", word)
     kind = type_name(parse_type(kind))
     found = []
-    for pattern in patterns.strip().strip("'\"").split(","):
-        pattern = pattern.strip()
+    for pattern in patterns.split(","):
+        pattern = pattern.strip().strip("'\"")
         optional = pattern.startswith("~")
         pattern = pattern.removeprefix("~")
         if not pattern:
@@ -131,7 +131,7 @@ def parse_keep(word: str, where: str = "--keep") -> list[Constraint]:
         name, equals, value = pattern.partition("=")
         name = {"op": "operator"}.get(name, name)
         if equals and name in SELECTORS:
-            fields = {name: value}
+            fields: dict[str, Any] = {name: value}
         elif ".." in pattern:
             fields = {"between": pattern}
         else:

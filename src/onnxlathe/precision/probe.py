@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.model import Model
-from onnxlathe.rewrite.edit import Names, subgraphs
+from onnxlathe.rewrite import Names, subgraphs
 
 from .types import FLOAT32, LOW_TYPES
 
@@ -55,7 +55,9 @@ class NodeError:
     def reason(self) -> str:
         """The score in words."""
         if self.overflows:
-            return f"overflows: {self.overflows} elements become infinite or NaN, |x| reaches {self.largest:.3g}"
+            return (
+                f"overflows: {self.overflows} elements become infinite or NaN, |x| reaches {self.largest:.3g}"
+            )
         if self.vanishing > 0.01 and self.vanishing > self.own:
             return f"underflows: {self.vanishing:.1%} of its results become 0"
         if self.own >= self.jump:
@@ -119,7 +121,7 @@ def shadows(exact: Model, types: Mapping[str, ir.DataType]) -> tuple[Model, dict
 
     for node in list(model.graph):
         dtype = types.get(node.name or "")
-        if dtype is None or any(True for _ in subgraphs(node)):
+        if dtype is None or subgraphs(node):
             continue
         made: list[ir.Node] = []
         inputs: list[ir.Value | None] = []

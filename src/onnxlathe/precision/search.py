@@ -274,7 +274,9 @@ class Search:
                         all_in_all, _, _ = compare(exact[name], lowered[name])
                         gathered[name] = all_in_all
                         error.gathered = max(error.gathered, all_in_all)
-                seen = [exact[v.name] for v in (*node.inputs, *node.outputs) if v is not None and v.name in exact]
+                seen = [
+                    exact[v.name] for v in (*node.inputs, *node.outputs) if v is not None and v.name in exact
+                ]
                 error.largest = largest_of(seen)
                 error.jump = max(0.0, error.gathered - before)
                 yield error
@@ -307,9 +309,12 @@ class Search:
 
     def narrow(self, kept: Mapping[str, str]) -> dict[str, str]:
         """Give nodes the other low type where that is enough, all at once or one by one."""
-        everything = dict.fromkeys(kept, self.options.wider)
-        if kept and self.trial(everything).passed:
-            return everything
+        # In float32 a kept node draws its neighbours along where that saves Casts; here they are named.
+        drawn = low_nodes(self.mixed({})).keys() - low_nodes(self.mixed(kept)).keys()
+        for names in (list(kept), sorted(drawn | kept.keys())):
+            attempt = dict.fromkeys(names, self.options.wider)
+            if names and self.trial(attempt).passed:
+                return attempt
         chosen = dict(kept)
         for name in list(kept):
             if self._new >= self.options.max_trials:

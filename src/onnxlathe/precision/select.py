@@ -12,8 +12,7 @@ import onnx_ir as ir
 
 from onnxlathe.errors import UsageError
 from onnxlathe.model import Model
-from onnxlathe.rewrite.context import origin
-from onnxlathe.rewrite.edit import subgraphs
+from onnxlathe.rewrite import origin, subgraphs
 
 from .constraints import Constraint
 from .types import parse_type

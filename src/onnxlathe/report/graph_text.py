@@ -76,7 +76,12 @@ def _operand(value: ir.Value | None) -> str:
 
 
 def _numbers(array: np.ndarray) -> str:  # type: ignore[type-arg,unused-ignore]
-    values = array.tolist()
+    return _short(array.tolist())
+
+
+def _short(values: object) -> str:
+    if isinstance(values, list):
+        return f"[{', '.join(map(_short, values))}]"
     return f"{values:.6g}" if isinstance(values, float) else str(values)
 
 

@@ -39,12 +39,18 @@ def drive(model: Model, rules: Sequence[LocalRule], context: Context) -> int:
         PassError: a rule raised, changed an element type or a static shape, or does not come to rest.
     """
     changes = 0
-    scopes: list[tuple[ir.Graph, int, bool]] = [(model.graph, model.opset, False)]
-    scopes += [(f.graph, f.opset_imports.get("", model.opset), True) for f in model.ir.functions.values()]
-    for graph, opset, in_function in scopes:
+    scopes: list[tuple[ir.Graph, dict[str, int], bool]] = [(model.graph, model.ir.opset_imports, False)]
+    scopes += [(f.graph, f.opset_imports, True) for f in model.ir.functions.values()]
+    for graph, imports, in_function in scopes:
+        opset = imports.get("", model.opset)
         active = [r for r in rules if r.min_opset <= opset and r.name not in context.disabled]
         if active:
-            changes += _Worklist(graph, opset, active, context, in_function).run()
+            worklist = _Worklist(graph, opset, active, context, in_function)
+            changes += worklist.run()
+            for domain in worklist.domains - {""}:
+                # An operator of another domain (a plugin's) needs an import, in the function as in the model.
+                imports.setdefault(domain, 1)
+                model.ir.opset_imports.setdefault(domain, 1)
     return changes
 
 
@@ -67,6 +73,7 @@ class _Worklist:
         self.reach = max(rule.depth if isinstance(rule, Rule) else rule.reach for rule in rules)
         self.queue: deque[ir.Node] = deque()
         self.queued: set[ir.Node] = set()
+        self.domains: set[str] = set()
         nodes = list(_all_nodes(graph))
         self.budget = _CHANGES_PER_NODE * (len(nodes) + 50)
         for node in nodes:
@@ -146,6 +153,7 @@ class _Worklist:
                 if output.name is None:
                     output.name = names.value(f"{node.name}/{new.op_type}_output")
             new.name = names.node(f"{node.name}/{new.op_type}")
+            self.domains.add(new.domain)
             graph.insert_before(node, new)
             infer_node(new, self.opset)
         changed = list(op.nodes)

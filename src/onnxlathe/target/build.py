@@ -189,11 +189,11 @@ class EngineBuilder:
             timeout=self.timeout,
         )
         said = [(severity, text.strip()) for severity, text in reply["messages"]]
-        if not reply["bytes"]:
-            raise _failure(self.target.title, [t for s, t in said if s != "WARNING"], bool(self.opened.gpus))
         for _, text in said:
             if found := _INCONSISTENT.search(text):
-                raise _contradiction(profiles, found[1].lower(), found[2])
+                raise _contradiction(profiles, found[1].lower(), found[2].partition(" In operator")[0])
+        if not reply["bytes"]:
+            raise _failure(self.target.title, [t for s, t in said if s != "WARNING"], bool(self.opened.gpus))
         warnings = [text for severity, text in said if severity == "WARNING" and not _NOISE.search(text)]
         return Built(reply["bytes"], reply["seconds"], list(dict.fromkeys(warnings)))
 
@@ -210,7 +210,8 @@ class EngineBuilder:
 
 
 _INCONSISTENT: Final = re.compile(
-    r"Profile k(MIN|OPT|MAX) values are not self-consistent\.?\s*(.*)", re.DOTALL
+    r"k(MIN|OPT|MAX) values (?:are not self-consistent|for profile \d+ violate shape constraints)[.:]?\s*(.*)",
+    re.DOTALL,
 )
 
 
@@ -219,7 +220,7 @@ def _contradiction(profiles: Sequence[Profile], level: str, complaint: str) -> C
     sizes = [", ".join(f"{s}={size}" for s, size in profile.bindings[index].items()) for profile in profiles]
     return Contradiction(
         f"the model cannot have the {level} sizes of the optimization profile ({' or '.join(sizes)}): "
-        + complaint.partition(" In operator")[0],
+        + complaint,
         complaint,
         hint=f"give others with --{level}-shapes or --range",
     )
@@ -246,10 +247,6 @@ def _plain(profile: Profile, opened: Opened) -> dict[str, Any]:
 
 
 _HINTS: Final = (
-    (
-        "dedicated kernel",
-        "`optimize MODEL --engine ENGINE` rewrites what has no kernel (Attention in float32)",
-    ),
     ("workspace limit", "give the builder more memory with --workspace, or leave that option out"),
     ("MemAlloc", "close other programs, or limit the builder with --workspace"),
     ("out of memory", "close other programs, or limit the builder with --workspace"),

@@ -155,6 +155,7 @@ def make_engine(
                     raise
                 wishes = replace(wishes, caps={**wishes.caps, **caps})
                 profiles = make_profiles(model, wishes)
+                opened = builder.open(optimized)  # a network that failed once is spoilt
         engine = Engine(
             request.path, built.nbytes, built.seconds, builder.target.name, opened.version,
             _built_for(request, opened), profiles, len(opened.layers),

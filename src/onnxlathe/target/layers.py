@@ -9,7 +9,7 @@ from typing import Any
 from onnxlathe.model import Model
 from onnxlathe.rewrite import origin
 
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=$|[\x1e,+ ]|\[)", re.DOTALL)
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=$|[\x1e,+]|\[ONNX Layer: )", re.DOTALL)
 
 
 def nodes_of(metadata: str) -> list[str]:

@@ -52,6 +52,7 @@ def open_model(native: Native, path: str, plugins: list[str], log: str | None = 
     accepted, alive = weights.parse(parser, path)
     if not accepted:
         return {"accepted": False, "errors": errors_of(parser)}
+    _decomposable(native.trt, network)
     native.held = _Parsed(alive, parser, network, builder)
     return {
         "accepted": True,
@@ -60,6 +61,21 @@ def open_model(native: Native, path: str, plugins: list[str], log: str | None = 
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
         "layers": [_layer(network.get_layer(i)) for i in range(network.num_layers)],
     }
+
+
+def _decomposable(trt: Any, network: Any) -> None:
+    """Let attention be built from its parts where there is no kernel for all of it.
+
+    There is none for float32, and none for some sizes of heads; by default the build fails on those.
+    """
+    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
+    if kind is None:
+        return
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == kind:
+            layer.__class__ = trt.IAttentionInputLayer  # the bindings know the base class only
+            layer.attention.decomposable = True
 
 
 def load_plugin(native: Native, path: str) -> None:

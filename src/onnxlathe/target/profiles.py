@@ -190,13 +190,15 @@ def tighter(profile: Profile, complaint: str) -> dict[str, int]:
     """
     largest = {s: profile.bindings[2][s] for s in profile.proposed if profile.bindings[2][s] > 1}
     numbers = {int(n) for n in re.findall(r"(?<![\w:.])\d+(?![\w:])", complaint)}
-    for symbol, size in largest.items():
-        below = [n for n in numbers if 0 < n < size - 1]
-        if below and numbers & {size, size - 1}:
+    for symbol in largest:
+        sizes = {bindings[symbol] for bindings in profile.bindings}
+        wrong = max((s for s in sizes if numbers & {s, s - 1}), default=0)  # s - 1: an index out of bounds
+        below = [n for n in numbers if 1 < n < wrong - 1]
+        if below:
             return {symbol: max(below)}
     halved = {s: size // 2 for s, size in largest.items() if profile.bindings[0][s] < size}
-    symbol = max(halved, key=halved.__getitem__, default=None)
-    return {} if symbol is None else {symbol: halved[symbol]}
+    most = max(halved, key=halved.__getitem__, default=None)
+    return {} if most is None else {most: halved[most]}
 
 
 def _complete(given: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxlathe.debug.ask import Complaint, Hearing, Oracle
 from onnxlathe.debug.catalogue import Cause, find_cause, operator_of, silent_causes
-from onnxlathe.debug.locate import Locator, Place, signature
+from onnxlathe.debug.locate import Locator, Place, Signature, signature
 from onnxlathe.debug.parts import UncutError, Workpiece
 from onnxlathe.model import Model, load
 from onnxlathe.rewrite import origin
@@ -114,7 +114,7 @@ class Diagnosis:
         """Findings by cause, the most frequent first; those without one by their message."""
         found: dict[str, list[Finding]] = {}
         for finding in self.findings:
-            key = finding.cause.id if finding.cause else "·".join(signature(_complaint(finding)))
+            key = finding.cause.id if finding.cause else "·".join(signature_of(finding))
             found.setdefault(key, []).append(finding)
         return sorted(((f[0].cause, f) for f in found.values()), key=lambda item: -len(item[1]))
 
@@ -181,7 +181,9 @@ def diagnose(
     else:
         if hearing.only_at is not None:
             sizes = ", ".join(f"{n} {s[1]}" for n, s in hearing.only_at["shapes"].items())
-            result.notes.append(f"an engine for fixed sizes can be built ({sizes}); for a range of sizes it cannot")
+            result.notes.append(
+                f"an engine for fixed sizes can be built ({sizes}); for a range of sizes it cannot"
+            )
         _Search(work, oracle, result, started + budget, progress).run(hearing)
     result.remarks = remarks(work, target)
     result.questions, result.seconds = oracle.asked - asked, time.perf_counter() - started
@@ -256,9 +258,9 @@ class _Search:
         before = len(self.refused)
         for complaint in hearing.complaints:
             # The parser goes on after some errors, and then complains of what those have caused.
-            if len(self.refused) > before and not complaint.node and not complaint.fatal:
-                if "importInput" not in complaint.message:
-                    continue
+            vague = not complaint.node and not complaint.fatal and "importInput" not in complaint.message
+            if vague and len(self.refused) > before:
+                continue
             for place in self.locator.places(complaint, hearing, kept):
                 self._add(complaint, place)
         return len(self.refused) - before
@@ -398,6 +400,11 @@ def neighbourhood(work: Workpiece, node: ir.Node, most: int = 9) -> list[str]:
 
 def _in_order(graph: ir.Graph, near: dict[int, ir.Node]) -> Iterable[ir.Node]:
     return (node for node in graph if id(node) in near)
+
+
+def signature_of(finding: Finding) -> Signature:
+    """What a finding shares with complaints about the same thing in other models."""
+    return signature(_complaint(finding))
 
 
 def _complaint(finding: Finding) -> Complaint:

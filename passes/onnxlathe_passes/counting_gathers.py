@@ -1,0 +1,117 @@
+"""Gathers that take everything in the order in which it already lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxlathe.infer import Dims, dims_of
+from onnxlathe.rewrite import Builder, NodeRule, attribute, require
+from onnxlathe_passes.conditions import from_front, producer
+from onnxlathe_passes.coordinates import Affine
+from onnxlathe_passes.regroup import reshaped
+from onnxlathe_passes.views import unsqueeze
+
+_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True)
+class CountingGather(NodeRule):
+    """Gather(x, [[0, 1, …], [n, n+1, …], …]) = Reshape(x); GatherND(x, all coordinates) = x.
+
+    The indices are understood as expressions of their position, so that ranges over symbolic sizes, and what
+    exporters make of x[batch, 0, 0, position], count as well.
+    """
+
+    name = "counting_gather"
+    group = "fuse"
+    min_opset = 11
+    reach = 6
+    example = """
+    %i = Add(Mul(Unsqueeze(Range(0, %batch, 1), [1]), %seq), Range(0, %seq, 1))
+    %y = Gather(Reshape(%x, [-1]), %i)              # x: [batch, seq]
+    →
+    %x
+    """
+
+    visits = ("Gather", "GatherND")
+
+    def visit(self, op: Builder, node: ir.Node) -> Any:
+        x, after = node.inputs[0], dims_of(node.outputs[0])
+        before = dims_of(x) if x is not None else None
+        if x is None or before is None or after is None or None in after:
+            return None
+        if node.op_type == "Gather":
+            return self.gathered(op, node, x, before, after)
+        require(not attribute(node, "batch_dims", op.opset), "it has batches")
+        joined = producer(node.inputs[1], "Concat")
+        if (
+            joined is None
+            or from_front([attribute(joined, "axis", op.opset)], len(dims_of(joined.outputs[0]) or ()))
+            is None
+        ):
+            return None
+        axes = len(dims_of(joined.outputs[0]) or ())
+        if attribute(joined, "axis", op.opset) % axes != axes - 1:
+            return None
+        return self.taken(op, x, joined, before, after)
+
+    def gathered(self, op: Builder, node: ir.Node, x: ir.Value, before: Dims, after: Dims) -> Any:
+        """A Gather whose indices are 0, 1, 2, … up to the end of the axis."""
+        axis = from_front([attribute(node, "axis", op.opset)], len(before))
+        indices = Affine.of(node.inputs[1], op.opset)
+        if axis is None or indices is None or not indices.row_major:
+            return None
+        count: Any = 1
+        for size in indices.dims:
+            count = count * size
+        require(before[axis[0]] == count, "it does not take all of the axis")
+        return _viewed(op, x, after)
+
+    def taken(self, op: Builder, x: ir.Value, joined: ir.Node, before: Dims, after: Dims) -> Any:
+        """A GatherND whose coordinates are the positions along axes of its result."""
+        ways: list[int] = []
+        for place, part in enumerate(joined.inputs):
+            coordinate = Affine.of(part, op.opset)
+            if coordinate is None or coordinate.dims[-1] != 1 or place >= len(before):
+                return None
+            along = [axis for axis, by in enumerate(coordinate.slope) if by != 0]
+            if not along and before[place] == 1 and coordinate.base == 0:
+                continue
+            if len(along) != 1 or coordinate.base != 0 or coordinate.slope[along[0]] != 1:
+                return None
+            require(coordinate.dims[along[0]] == before[place], "it does not take all of an axis")
+            ways.append(along[0])
+        require(ways == sorted(set(ways)), "it takes the axes in another order")
+        positions = after[: len(after) - (len(before) - len(joined.inputs))]
+        others = [size for axis, size in enumerate(positions) if axis not in ways]
+        require(all(size == 1 for size in others), "it repeats what it takes")
+        return _viewed(op, x, after)
+
+
+def _viewed(op: Builder, x: ir.Value, after: Dims) -> ir.Value:
+    """`x` in another shape, told from what it was before other views."""
+    made = producer(x, *_VIEWS)
+    while made is not None and made.inputs[0] is not None and dims_of(made.inputs[0]) is not None:
+        x = made.inputs[0]
+        made = producer(x, *_VIEWS)
+    before = dims_of(x) or ()
+    if before == after:
+        return x
+    added = _added(before, after)
+    return unsqueeze(op, x, added) if added is not None else reshaped(op, x, after)
+
+
+def _added(before: Dims, after: Dims) -> list[int] | None:
+    """Where axes of size 1 come in, if that is all that `after` has more than `before`."""
+    added, place = [], 0
+    for axis, size in enumerate(after):
+        if place < len(before) and size == before[place]:
+            place += 1
+        elif size == 1:
+            added.append(axis)
+        else:
+            return None
+    return added if place == len(before) else None

@@ -1,0 +1,184 @@
+"""Operands that say the same thing many times, said once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.infer import dims_of
+from onnxlathe.model import Model
+from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
+from onnxlathe_passes.conditions import number, same_shape, uniform
+from onnxlathe_passes.coordinates import Affine, truth
+from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.weights import derived, tensor_of
+
+_DEEP = 8
+_UNARY = frozenset({"Cast", "Not", "Neg", "Identity", "Abs"})
+_ROOTS = frozenset({"Add", "Sub", "Mul", "Div"})
+
+
+@dataclass(frozen=True)
+class LeanOperands(Pass):
+    """Let broadcasting do what Expand, a comparison that always holds, or a Gather of one row does.
+
+    The operand of an arithmetic operator whose other operand has the result's shape may be smaller: an
+    attention mask needs no row for each query if all rows are alike. What adds 0 everywhere goes away.
+    """
+
+    name = "lean_operands"
+    group = "fuse"
+    min_opset = 7
+    needs = frozenset({"shapes"})
+    keeps = frozenset({"shapes"})
+    example = """
+    %m = And(GreaterOrEqual(Range(0, %seq, 1), 0), %mask)        # mask: [batch, 1, 1, seq]
+    %y = Add(%scores, Where(%m, 0, -3.4e38))                     # scores: [batch, 12, seq, seq]
+    →
+    %y = Add(%scores, Where(%mask, 0, -3.4e38))
+    """
+
+    def run(self, model: Model, context: Context) -> int:
+        changes = 0
+        for graph in graphs_with_weights(model):
+            leaner = _Leaner(model.opset)
+            for node in graph:
+                if node.op_type in _ROOTS and node.domain == "" and len(node.inputs) == 2:
+                    changes += self.lean(node, leaner, context)
+        return changes
+
+    def lean(self, node: ir.Node, leaner: _Leaner, context: Context) -> int:
+        """Make the operands of one operator smaller."""
+        result = node.outputs[0]
+        for index, value in enumerate(node.inputs):
+            other = node.inputs[1 - index]
+            if value is None or other is None or is_constant(value) or not same_shape(other, result):
+                continue
+            if leaner.zero(value) and (node.op_type == "Add" or (node.op_type == "Sub" and index == 1)):
+                if not context.permit(self.name):
+                    return 0
+                substitute([(result, other)], context, rename=False)
+                context.record(self.name, [node])
+                remove_unused([node])
+                return 1
+            op = Builder(leaner.opset)
+            smaller = leaner.smaller(value, op)
+            if smaller is value or not context.permit(self.name):
+                op.rewind(0)
+                continue
+            node.replace_input_with(index, smaller)
+            leaner.done[value] = smaller
+            insert(op, node, context)
+            context.record(self.name, [node, *([p] if (p := value.producer()) is not None else [])], op.nodes)
+            if (made_by := value.producer()) is not None:
+                remove_unused([made_by])
+            return 1
+        return 0
+
+
+@dataclass
+class _Leaner:
+    """Finds smaller values that broadcast to the same.
+
+    Attributes:
+        done: what was made for which value; operators of all layers share it.
+    """
+
+    opset: int
+    done: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def zero(self, value: ir.Value, depth: int = 0) -> bool:
+        """Whether all entries are 0 in every run."""
+        if is_constant(value):
+            return bool(uniform(value) == 0)
+        node = value.producer()
+        if node is None or node.domain != "" or depth > _DEEP:
+            return False
+        if node.op_type == "Where":
+            verdict = truth(node.inputs[0], self.opset)
+            chosen = None if verdict is None else node.inputs[1 if verdict else 2]
+            return chosen is not None and self.zero(chosen, depth + 1)
+        if node.op_type in ("Expand", "Unsqueeze", "Reshape", "Squeeze", "Transpose", "Identity"):
+            return node.inputs[0] is not None and self.zero(node.inputs[0], depth + 1)
+        return False
+
+    def smaller(self, value: ir.Value, op: Builder, depth: int = 0) -> ir.Value:
+        """A value that broadcasts to `value`; itself where none is known."""
+        if value in self.done:
+            return self.done[value]
+        node = value.producer()
+        if node is None or node.domain != "" or depth > _DEEP or is_constant(value):
+            return value
+        first = node.inputs[0] if node.inputs else None
+        if first is None:
+            return value
+        if node.op_type == "Expand":
+            return self.smaller(first, op, depth + 1)
+        if node.op_type in ("And", "Or"):
+            for one, other in (node.inputs, node.inputs[::-1]):
+                if (
+                    one is not None
+                    and other is not None
+                    and truth(one, self.opset) is (node.op_type == "And")
+                ):
+                    return self.smaller(other, op, depth + 1)
+        if node.op_type == "Gather":
+            return self.row(node, value, op)
+        if node.op_type in _UNARY or node.op_type in ("And", "Or", "Where"):
+            inputs = [v if v is None else self.smaller(v, op, depth + 1) for v in node.inputs]
+            if any(a is not b for a, b in zip(inputs, node.inputs, strict=True)):
+                made: ir.Value = op.node(node.op_type, inputs, dict(node.attributes)).outputs[0]
+                made.type = value.type
+                return made
+        return value
+
+    def row(self, node: ir.Node, value: ir.Value, op: Builder) -> ir.Value:
+        """The one row of a table that a Gather takes again and again."""
+        table, indices = node.inputs
+        if (
+            table is None
+            or indices is None
+            or not is_constant(table)
+            or attribute(node, "axis", self.opset) != 0
+        ):
+            return value
+        dims, place = dims_of(table), _everywhere(indices, self.opset)
+        if dims is None or place is None or not all(isinstance(d, int) for d in dims):
+            return value
+        count = dims[0]
+        if not isinstance(count, int) or not -count <= place < count:
+            return value
+        source = tensor_of(table)
+        return derived(
+            op, table, [d for d in dims[1:] if isinstance(d, int)], lambda: np.array(source.numpy()[place])
+        )
+
+
+def _everywhere(indices: ir.Value, opset: int, depth: int = 0) -> int | None:
+    """The number that all entries of an integer tensor are."""
+    found = number(indices) if is_constant(indices) else None
+    if found is None and is_constant(indices):
+        found = uniform(indices)
+    if found is not None:
+        return found if isinstance(found, int) else None
+    counted = Affine.of(indices, opset)
+    if counted is not None:
+        steady = isinstance(counted.base, int) and all(by == 0 for by in counted.slope)
+        return counted.base if steady and isinstance(counted.base, int) else None
+    node = indices.producer()
+    if node is None or node.domain != "" or depth > _DEEP or node.inputs[0] is None:
+        return None
+    if node.op_type in (
+        "Expand",
+        "GatherElements",
+        "Gather",
+        "Slice",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+        "Identity",
+    ):
+        return _everywhere(node.inputs[0], opset, depth + 1)
+    return None

@@ -1,0 +1,351 @@
+"""ONNX Runtime's own operators (com.microsoft) in terms of ONNX: what its optimizer fused, taken apart.
+
+Semantics: ContribOperators.md of ONNX Runtime. TensorRT knows none of these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.rewrite import require
+from onnxlathe_passes.legalize.draft import (
+    Draft,
+    contents,
+    element_type,
+    given,
+    lowers,
+    operand,
+    rank_of,
+    static_dims,
+    wanted,
+)
+
+T = ir.DataType
+_MS = "com.microsoft"
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    own = node.attributes.get(name)
+    if own is None:
+        return default
+    value = own.value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@lowers(f"{_MS}::FusedMatMul", f"{_MS}::TransposeMatMul")
+def fused_matmul(op: Draft, node: ir.Node) -> ir.Value:
+    """alpha * MatMul of operands whose last two (or first and last but one) axes are exchanged."""
+    a, b = given(node, 0), given(node, 1)
+    if _attribute(node, "transBatchA", 0) or _attribute(node, "transBatchB", 0):
+        require(False, "exchanged batch axes")
+    values = []
+    for x, flag in ((a, "transA"), (b, "transB")):
+        rank = rank_of(x)
+        if _attribute(node, flag, 0) and rank > 1:
+            order = [*range(rank - 2), rank - 1, rank - 2]
+            x = op.Transpose(x, perm=order)
+        values.append(x)
+    result: ir.Value = op.MatMul(*values)
+    alpha = float(_attribute(node, "alpha", 1.0))
+    return result if alpha == 1.0 else op.Mul(result, op.like(alpha, result))
+
+
+@lowers(f"{_MS}::Gelu", f"{_MS}::BiasGelu")
+def gelu(op: Draft, node: ir.Node) -> ir.Value:
+    """x * (1 + erf(x / sqrt 2)) / 2, after a bias."""
+    x = given(node, 0)
+    if node.op_type == "BiasGelu":
+        x = op.Add(x, given(node, 1))
+    half = op.Mul(x, op.like(0.5, x))
+    result: ir.Value = op.Mul(half, op.Add(op.Erf(op.Mul(x, op.like(math.sqrt(0.5), x))), op.like(1.0, x)))
+    return result
+
+
+@lowers(f"{_MS}::FastGelu")
+def fast_gelu(op: Draft, node: ir.Node) -> ir.Value:
+    """The tanh approximation, after an optional bias."""
+    x = given(node, 0)
+    bias = operand(node, 1)
+    if bias is not None:
+        x = op.Add(x, bias)
+    cube = op.Mul(op.Mul(x, x), x)
+    inner = op.Mul(op.like(math.sqrt(2 / math.pi), x), op.Add(x, op.Mul(op.like(0.044715, x), cube)))
+    result: ir.Value = op.Mul(op.Mul(op.like(0.5, x), x), op.Add(op.like(1.0, x), op.Tanh(inner)))
+    return result
+
+
+@lowers(f"{_MS}::QuickGelu")
+def quick_gelu(op: Draft, node: ir.Node) -> ir.Value:
+    """x * sigmoid(alpha * x)."""
+    x = given(node, 0)
+    alpha = float(_attribute(node, "alpha", 1.702))
+    result: ir.Value = op.Mul(x, op.Sigmoid(op.Mul(x, op.like(alpha, x))))
+    return result
+
+
+@lowers(f"{_MS}::BiasAdd")
+def bias_add(op: Draft, node: ir.Node) -> ir.Value:
+    """The sum of data, bias and skip."""
+    result: ir.Value = op.Add(op.Add(given(node, 0), given(node, 1)), given(node, 2))
+    return result
+
+
+@lowers(f"{_MS}::BiasSplitGelu")
+def bias_split_gelu(op: Draft, node: ir.Node) -> ir.Value:
+    """The first half of x + bias times the Gelu of the second."""
+    x = op.Add(given(node, 0), given(node, 1))
+    half = static_dims(given(node, 1))[0] // 2
+    left, right = op.slice(x, -1, 0, half), op.slice(x, -1, half, 2 * half)
+    erf = op.Add(op.Erf(op.Mul(right, op.like(math.sqrt(0.5), x))), op.like(1.0, x))
+    result: ir.Value = op.Mul(left, op.Mul(op.Mul(right, op.like(0.5, x)), erf))
+    return result
+
+
+def _normalized(
+    op: Draft, x: ir.Value, scale: ir.Value, bias: ir.Value | None, epsilon: float, centered: bool
+) -> ir.Value:
+    dtype = element_type(x)
+    wide = op.cast(x, T.FLOAT) if dtype in (T.FLOAT16, T.BFLOAT16) else x
+    if centered:
+        wide = op.Sub(wide, op.reduce("Mean", wide, [-1]))
+    variance = op.reduce("Mean", op.Mul(wide, wide), [-1])
+    normal = op.Div(wide, op.Sqrt(op.Add(variance, op.like(epsilon, wide))))
+    result = op.Mul(normal, op.cast(scale, element_type(wide)))
+    if bias is not None:
+        result = op.Add(result, op.cast(bias, element_type(wide)))
+    return op.cast(result, dtype)
+
+
+@lowers(f"{_MS}::SkipLayerNormalization", f"{_MS}::SkipSimplifiedLayerNormalization")
+def skip_layer_normalization(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
+    """Normalization over the last axis of the sum of input, skip and bias; the sum is an output, too."""
+    x, skip, scale = (given(node, i) for i in range(3))
+    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
+    beta = None if simplified else operand(node, 3)
+    bias = operand(node, 3 if simplified else 4)
+    total = op.Add(x, skip)
+    if bias is not None:
+        total = op.Add(total, bias)
+    result = _normalized(op, total, scale, beta, float(_attribute(node, "epsilon", 1e-12)), not simplified)
+    return [result, None, None, total if wanted(node, 3) else None]
+
+
+@lowers("SimplifiedLayerNormalization", f"{_MS}::SimplifiedLayerNormalization")
+def simplified_layer_normalization(op: Draft, node: ir.Node) -> ir.Value:
+    """Root mean square normalization over the last axis."""
+    x = given(node, 0)
+    axis = int(_attribute(node, "axis", -1))
+    require(axis in (-1, rank_of(x) - 1) and not wanted(node, 1), "over several axes, or with statistics")
+    return _normalized(op, x, given(node, 1), None, float(_attribute(node, "epsilon", 1e-5)), False)
+
+
+@lowers(f"{_MS}::EmbedLayerNormalization")
+def embed_layer_normalization(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
+    """The sum of word, position and segment embeddings, normalized; and how long each sequence is."""
+    ids, segments = given(node, 0), operand(node, 1)
+    word, position, segment, gamma, beta = given(node, 2), given(node, 3), operand(node, 4), given(node, 5), given(node, 6)
+    mask, places = operand(node, 7), operand(node, 8)
+    total = op.Gather(word, ids, axis=0)
+    if places is None:
+        length = op.Shape(ids, start=1, end=2)
+        row = op.Slice(position, op.ints([0]), length, op.ints([0]))
+        total = op.Add(total, op.unsqueeze(row, 0))
+    else:
+        total = op.Add(total, op.Gather(position, places, axis=0))
+    if segments is not None and segment is not None:
+        total = op.Add(total, op.Gather(segment, segments, axis=0))
+    result = _normalized(op, total, gamma, beta, float(_attribute(node, "epsilon", 1e-12)), True)
+    lengths = None
+    if wanted(node, 1):
+        if mask is None:
+            lengths = op.cast(op.Mul(op.reduce("Sum", op.Mul(ids, 0), [1], False), 0), T.INT32)
+        else:
+            lengths = op.reduce("Sum", op.cast(mask, T.INT32), [1], False)
+    return [result, lengths, total if wanted(node, 2) else None]
+
+
+_ACTIVATIONS = {"Relu", "Tanh", "Sigmoid"}
+
+
+@lowers(f"{_MS}::FusedConv")
+def fused_conv(op: Draft, node: ir.Node) -> ir.Value:
+    """A convolution, a summand, an activation."""
+    own = ("activation", "activation_params")
+    attributes = {k: a.value for k, a in node.attributes.items() if k not in own}
+    result = op.node("Conv", [given(node, 0), given(node, 1), operand(node, 2)], attributes).outputs[0]
+    summand = operand(node, 3)
+    if summand is not None:
+        result = op.Add(result, summand)
+    return _activated(op, result, _attribute(node, "activation", ""), _attribute(node, "activation_params", ()))
+
+
+@lowers(f"{_MS}::FusedGemm")
+def fused_gemm(op: Draft, node: ir.Node) -> ir.Value:
+    """A Gemm and an activation."""
+    attributes = {k: a.value for k, a in node.attributes.items() if not k.startswith("activation")}
+    result = op.node("Gemm", list(node.inputs), attributes).outputs[0]
+    parameters = [_attribute(node, k, None) for k in ("activation_alpha", "activation_beta")]
+    return _activated(op, result, _attribute(node, "activation", ""), [p for p in parameters if p is not None])
+
+
+def _activated(op: Draft, x: ir.Value, kind: str, parameters: Sequence[float]) -> ir.Value:
+    if not kind:
+        return x
+    if kind in _ACTIVATIONS:
+        return op.node(kind, [x]).outputs[0]
+    if kind == "LeakyRelu":
+        return op.node(kind, [x], {"alpha": float(parameters[0]) if parameters else 0.01}).outputs[0]
+    if kind == "Clip":
+        low, high = parameters
+        return op.node("Clip", [x, op.like(low, x), op.like(high, x)]).outputs[0]
+    require(kind == "HardSigmoid", f"the activation {kind}")
+    return op.node(kind, [x], {"alpha": float(parameters[0]), "beta": float(parameters[1])}).outputs[0]
+
+
+# Quantized.
+
+
+@lowers(f"{_MS}::QuantizeLinear", f"{_MS}::DequantizeLinear")
+def standard_quantization(op: Draft, node: ir.Node) -> ir.Value:
+    """The operators of the same name and meaning in ONNX."""
+    axis = int(_attribute(node, "axis", 1))
+    return op.node(node.op_type, list(node.inputs), {"axis": axis}).outputs[0]
+
+
+def _real(op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
+    level = op.cast(x, T.FLOAT)
+    if zero is not None:
+        level = op.Sub(level, op.cast(zero, T.FLOAT))
+    result: ir.Value = op.Mul(level, scale)
+    return result
+
+
+def _levels(op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None, to: ir.DataType) -> ir.Value:
+    from onnxlathe_passes.legalize.quantize import quantize
+
+    return op.cast(quantize(op, x, scale, zero, to), to)
+
+
+@lowers(f"{_MS}::QLinearAdd", f"{_MS}::QLinearMul")
+def q_linear_binary(op: Draft, node: ir.Node) -> ir.Value:
+    """Dequantize both, add or multiply, quantize."""
+    a = _real(op, given(node, 0), given(node, 1), operand(node, 2))
+    b = _real(op, given(node, 3), given(node, 4), operand(node, 5))
+    result = op.node(node.op_type[7:], [a, b]).outputs[0]
+    return _levels(op, result, given(node, 6), operand(node, 7), element_type(given(node, 0)))
+
+
+@lowers(f"{_MS}::QLinearSigmoid", f"{_MS}::QLinearLeakyRelu", f"{_MS}::QLinearSoftmax")
+def q_linear_unary(op: Draft, node: ir.Node) -> ir.Value:
+    """Dequantize, apply, quantize."""
+    x = _real(op, given(node, 0), given(node, 1), operand(node, 2))
+    kind = node.op_type[7:]
+    attributes: dict[str, Any] = {}
+    if kind == "LeakyRelu":
+        attributes["alpha"] = float(_attribute(node, "alpha", 0.01))
+    if kind == "Softmax":
+        require(int(_attribute(node, "opset", 13)) >= 13, "the old Softmax over flattened axes")
+        attributes["axis"] = int(_attribute(node, "axis", -1))
+    result = op.node(kind, [x], attributes).outputs[0]
+    return _levels(op, result, given(node, 3), operand(node, 4), element_type(given(node, 0)))
+
+
+@lowers(f"{_MS}::QLinearAveragePool", f"{_MS}::QLinearGlobalAveragePool")
+def q_linear_pool(op: Draft, node: ir.Node) -> ir.Value:
+    """Dequantize, average, quantize."""
+    require(not _attribute(node, "channels_last", 0), "channels last")
+    x = _real(op, given(node, 0), given(node, 1), operand(node, 2))
+    attributes = {k: a.value for k, a in node.attributes.items() if k != "channels_last"}
+    result = op.node(node.op_type[7:], [x], attributes).outputs[0]
+    return _levels(op, result, given(node, 3), operand(node, 4), element_type(given(node, 0)))
+
+
+@lowers(f"{_MS}::QLinearConcat")
+def q_linear_concat(op: Draft, node: ir.Node) -> ir.Value:
+    """Dequantize each, join, quantize."""
+    scale, zero = given(node, 0), given(node, 1)
+    parts = []
+    for i in range(2, len(node.inputs), 3):
+        parts.append(_real(op, given(node, i), given(node, i + 1), operand(node, i + 2)))
+    joined = op.Concat(*parts, axis=int(_attribute(node, "axis", 1)))
+    return _levels(op, joined, scale, zero, element_type(given(node, 2)))
+
+
+@lowers(f"{_MS}::QGemm")
+def q_gemm(op: Draft, node: ir.Node) -> ir.Value:
+    """A Gemm of integers, whose bias has the product of the scales; quantized where an output scale is given."""
+    a, a_scale, a_zero, b, b_scale, b_zero = (given(node, i) for i in range(6))
+    left = _real(op, a, a_scale, a_zero)
+    right = _real(op, b, b_scale, b_zero)
+    if _attribute(node, "transA", 0):
+        left = op.Transpose(left, perm=[1, 0])
+    if _attribute(node, "transB", 0):
+        right = op.Transpose(right, perm=[1, 0])
+    alpha = float(_attribute(node, "alpha", 1.0))
+    result = op.MatMul(left, right)
+    if alpha != 1.0:
+        result = op.Mul(result, op.like(alpha, result))
+    bias = operand(node, 6)
+    if bias is not None:
+        scale = op.Mul(a_scale, b_scale)
+        scale = scale if alpha == 1.0 else op.Mul(scale, op.like(alpha, scale))
+        result = op.Add(result, op.Mul(op.cast(bias, T.FLOAT), scale))
+    y_scale = operand(node, 7)
+    return result if y_scale is None else _levels(op, result, y_scale, operand(node, 8), element_type(a))
+
+
+@lowers(f"{_MS}::MatMulIntegerToFloat")
+def matmul_integer_to_float(op: Draft, node: ir.Node) -> ir.Value:
+    """A MatMul of integers, times both scales, and a bias."""
+    a, b, a_scale, b_scale = (given(node, i) for i in range(4))
+    product = op.MatMul(_real(op, a, a_scale, operand(node, 4)), _real(op, b, b_scale, operand(node, 5)))
+    bias = operand(node, 6)
+    return product if bias is None else op.Add(product, bias)
+
+
+@lowers(f"{_MS}::DynamicQuantizeMatMul")
+def dynamic_quantize_matmul(op: Draft, node: ir.Node) -> ir.Value:
+    """Quantize the left operand by its own range, multiply, scale."""
+    a, b, b_scale = (given(node, i) for i in range(3))
+    made = op.node("DynamicQuantizeLinear", [a], outputs=3)
+    levels, scale, zero = made.outputs
+    product = op.MatMul(_real(op, levels, scale, zero), _real(op, b, b_scale, operand(node, 3)))
+    bias = operand(node, 4)
+    return product if bias is None else op.Add(product, bias)
+
+
+@lowers(f"{_MS}::MatMulNBits")
+def matmul_n_bits(op: Draft, node: ir.Node) -> ir.Value:
+    """A MatMul with constant weights of a few bits, which are unpacked now."""
+    x, packed = given(node, 0), contents(given(node, 1))
+    scales = contents(given(node, 2)).astype(np.float32)
+    depth, width = int(_attribute(node, "K", 0)), int(_attribute(node, "N", 0))
+    bits, block = int(_attribute(node, "bits", 4)), int(_attribute(node, "block_size", 32))
+    require(bits in (2, 4, 8) and operand(node, 4) is None, "its packing is not known here")
+    blocks = -(-depth // block)
+
+    def unpacked(array: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+        per_byte = 8 // bits
+        flat = array.reshape(array.shape[0], -1)
+        shifts = np.arange(per_byte, dtype=np.uint8) * bits
+        values = (flat[:, :, None] >> shifts) & ((1 << bits) - 1)
+        return np.asarray(values.reshape(array.shape[0], -1)[:, :count].astype(np.float32))
+
+    levels = unpacked(packed.reshape(width, -1), blocks * block).reshape(width, blocks, block)
+    zeros = operand(node, 3)
+    if zeros is None:
+        point = np.full((width, blocks), float(1 << (bits - 1)), dtype=np.float32)
+    elif contents(zeros).dtype == np.uint8:
+        point = unpacked(contents(zeros).reshape(width, -1), blocks)
+    else:
+        point = contents(zeros).astype(np.float32).reshape(width, blocks)
+    weights = (levels - point[:, :, None]) * scales.reshape(width, blocks, 1)
+    matrix = weights.reshape(width, -1)[:, :depth].T
+    product: ir.Value = op.MatMul(x, op.like(np.ascontiguousarray(matrix), x))
+    bias = operand(node, 5)
+    return product if bias is None else op.Add(product, bias)

@@ -1,0 +1,135 @@
+"""Scatters with a reduction, exact also where several updates meet at one place."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.rewrite import require
+from onnxlathe_passes.legalize.draft import Draft, element_type, given, lowers, static_dims, value_of
+
+T = ir.DataType
+_LARGEST = 1 << 24  # entries of the table of places and updates
+_NEUTRAL = {"add": 0, "mul": 1}
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _combined(op: Draft, kind: str, data: ir.Value, hits: ir.Value, updates: ir.Value, axis: int) -> ir.Value:
+    """`data` joined with those `updates` that hit it; `axis` runs over the updates."""
+    dtype = element_type(data)
+    if kind in _NEUTRAL:
+        neutral = op.like(_NEUTRAL[kind], data)
+        reduced = op.reduce("Sum" if kind == "add" else "Prod", op.Where(hits, updates, neutral), [axis], False)
+        return op.Add(data, reduced) if kind == "add" else op.Mul(data, reduced)
+    if dtype.name.startswith(("INT", "UINT")):
+        info = np.iinfo(dtype.numpy())
+        neutral = op.like(info.min if kind == "max" else info.max, data)
+    else:
+        neutral = op.like(-math.inf if kind == "max" else math.inf, data)
+    reduced = op.reduce("Max" if kind == "max" else "Min", op.Where(hits, updates, neutral), [axis], False)
+    return op.Max(data, reduced) if kind == "max" else op.Min(data, reduced)
+
+
+def _not_negative(op: Draft, indices: ir.Value, size: int | ir.Value) -> ir.Value:
+    limit = op.like(size, indices) if isinstance(size, int) else size
+    result: ir.Value = op.Where(op.Less(indices, op.like(0, indices)), op.Add(indices, limit), indices)
+    return result
+
+
+@lowers("ScatterElements")
+def scatter_elements(op: Draft, node: ir.Node) -> ir.Value:
+    """Each place of the axis takes those of the updates whose index it is."""
+    data, indices, updates = (given(node, i) for i in range(3))
+    kind = _text(value_of(node, "reduction", op, "none"))
+    require(kind in ("add", "mul", "max", "min"), "no reduction")
+    dims, moved = static_dims(data), static_dims(indices)
+    rank = len(dims)
+    axis = int(value_of(node, "axis", op, 0)) % rank
+    require(int(np.prod(moved)) * dims[axis] <= _LARGEST, "too large for a table of places and updates")
+    at = _not_negative(op, op.cast(indices, T.INT64), dims[axis])
+    # [..., updates, places, ...] in place of the axis
+    places = np.arange(dims[axis], dtype=np.int64).reshape([1, -1] + [1] * (rank - axis - 1))
+    hits = op.Equal(op.unsqueeze(at, axis + 1), op.constant(places))
+    inner = data
+    other = [i for i in range(rank) if i != axis and moved[i] != dims[i]]
+    if other:
+        inner = op.Slice(data, op.ints([0] * len(other)), op.ints([moved[i] for i in other]), op.ints(other))
+    value = _combined(op, kind, inner, hits, op.unsqueeze(updates, axis + 1), axis)
+    for i in other:
+        # What the updates do not reach along the other axes stays as it was.
+        done = [j for j in other if j > i]
+        rest = op.slice(data, i, moved[i], dims[i])
+        if done:
+            rest = op.Slice(rest, op.ints([0] * len(done)), op.ints([moved[j] for j in done]), op.ints(done))
+        value = op.Concat(value, rest, axis=i)
+    return value
+
+
+@lowers("ScatterND")
+def scatter_nd(op: Draft, node: ir.Node) -> ir.Value:
+    """Rows of the data, a row number for each update, and the table of which hits which."""
+    data, indices, updates = (given(node, i) for i in range(3))
+    kind = _text(value_of(node, "reduction", op, "none"))
+    require(kind in ("add", "mul", "max", "min"), "no reduction")
+    dims, index_dims = static_dims(data), static_dims(indices)
+    depth = index_dims[-1]
+    rows, width = int(np.prod(dims[:depth])), int(np.prod(dims[depth:]))
+    count = int(np.prod(index_dims[:-1]))
+    require(rows * width * count <= _LARGEST, "too large for a table of places and updates")
+    strides = [int(np.prod(dims[i + 1 : depth])) for i in range(depth)]
+    at = _not_negative(op, indices, op.ints(dims[:depth]))
+    row = op.reduce("Sum", op.Mul(at, op.ints(strides)), [-1], keepdims=False)
+    hits = op.Equal(op.reshape(row, [count, 1, 1]), op.constant(np.arange(rows, dtype=np.int64)[None, :, None]))
+    flat = op.reshape(data, [rows, width])
+    value = _combined(op, kind, flat, hits, op.reshape(updates, [count, 1, width]), 0)
+    return op.reshape(value, dims)
+
+
+@lowers("Compress")
+def compress(op: Draft, node: ir.Node) -> ir.Value:
+    """With a constant condition, a Gather of the places where it holds."""
+    from onnxlathe_passes.legalize.draft import contents
+
+    x, condition = given(node, 0), contents(given(node, 1))
+    places = op.ints(np.flatnonzero(condition))
+    axis = node.attributes.get("axis")
+    if axis is None:
+        result: ir.Value = op.Gather(op.reshape(x, [-1]), places, axis=0)
+        return result
+    result = op.Gather(x, places, axis=axis.as_int())
+    return result
+
+
+@lowers("TensorScatter")
+def tensor_scatter(op: Draft, node: ir.Node) -> ir.Value:
+    """Every place of the cache takes the update that falls on it, or stays."""
+    from onnxlathe_passes.legalize.draft import operand
+
+    cache, update = given(node, 0), given(node, 1)
+    dims, new = static_dims(cache), static_dims(update)
+    axis = int(value_of(node, "axis", op, -2)) % len(dims)
+    size, length = dims[axis], new[axis]
+    circular = _text(value_of(node, "mode", op, "linear")) == "circular"
+    start = operand(node, 2)
+    if start is None:
+        start = op.constant(np.zeros(dims[0], dtype=np.int64))
+    # How far each place lies behind the start; a sequence of its own for each of the batch.
+    column = op.unsqueeze(op.cast(start, T.INT64), 1)
+    behind = op.Sub(op.constant(np.arange(size, dtype=np.int64)[None]), column)
+    if circular:
+        behind = op.Sub(behind, op.Mul(op.Div(behind, size), size))
+        behind = op.Where(op.Less(behind, 0), op.Add(behind, size), behind)
+    hit = op.And(op.Not(op.Less(behind, 0)), op.Less(behind, length))
+    shape = [dims[0]] + [1] * (len(dims) - 1)
+    shape[axis] = size
+    hit = op.reshape(hit, shape)
+    place = op.Where(hit, op.reshape(behind, shape), op.ints([0]))
+    target = [n if i != axis else size for i, n in enumerate(dims)]
+    taken = op.GatherElements(update, op.Expand(place, op.ints(target)), axis=axis)
+    result: ir.Value = op.Where(hit, taken, cache)
+    return result

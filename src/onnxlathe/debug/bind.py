@@ -1,0 +1,62 @@
+"""Inputs that become constants: the model is specialised, and says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.errors import UsageError
+from onnxlathe.model import Model
+from onnxlathe.model.shapes import nearest
+
+
+def bind_inputs(model: Model, words: Iterable[str]) -> list[str]:
+    """Make inputs constants, in place.
+
+    Args:
+        model: the model.
+        words: `axes=[1]`, `k=3`: name and JSON value of each.
+
+    Returns:
+        What was done, as sentences.
+
+    Raises:
+        UsageError: no such input, or a value that does not fit it.
+    """
+    said = []
+    for word in words:
+        name, equals, text = word.partition("=")
+        inputs = {v.name: v for v in model.graph.inputs}
+        value = inputs.get(name.strip())
+        if not equals or value is None:
+            names = [str(n) for n in inputs]
+            raise UsageError(f"--bind {word}: no input is called {name!r}", hint=nearest(name, names))
+        array = _array(word, text, value)
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(array, name=value.name)
+        value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
+        model.graph.initializers.add(value)
+        said.append(f"input '{value.name}' is bound to {array.tolist()}: the model is specialised to that")
+    return said
+
+
+def _array(word: str, text: str, value: ir.Value) -> np.ndarray:
+    try:
+        array = np.asarray(json.loads(text))
+        array = array.astype(value.dtype.numpy() if value.dtype is not None else array.dtype)
+    except (ValueError, TypeError):
+        raise UsageError(
+            f"--bind {word}: {text!r} is no value", hint="write numbers: axes=[1], k=3"
+        ) from None
+    if value.shape is None:
+        return array
+    want = [d if isinstance(d, int) else None for d in value.shape]
+    fits = len(want) == array.ndim and all(w in (None, s) for w, s in zip(want, array.shape, strict=True))
+    if not fits and None not in want and array.size == 1 and int(np.prod([w or 1 for w in want])) == 1:
+        return array.reshape([w or 1 for w in want])
+    if not fits:
+        raise UsageError(f"--bind {word}: the input has the shape {value.shape}, not {list(array.shape)}")
+    return array

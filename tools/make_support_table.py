@@ -1,0 +1,135 @@
+"""Make the table that `optimize debug` answers from where no TensorRT is installed.
+
+    python tools/make_support_table.py [--target rtx] [-o src/onnxlathe/debug/support/rtx-1.7.json]
+
+The real parser and builder are asked about every node model of onnx.backend.test, and about the same models with
+their floats turned into each other type that the operator's schema allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import onnx
+from onnx import TensorProto
+
+from onnxlathe.debug.ask import Hearing, Oracle
+from onnxlathe.debug.table import Entry, SupportTable
+from onnxlathe.target import find_target
+
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "float64": TensorProto.DOUBLE,
+    "int8": TensorProto.INT8,
+    "int16": TensorProto.INT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "uint8": TensorProto.UINT8,
+    "uint16": TensorProto.UINT16,
+    "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64,
+    "bool": TensorProto.BOOL,
+}
+NAMES = {number: name for name, number in TYPES.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--target", default="rtx")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--limit", type=int, default=0, help="ask about so many models only (for a try)")
+    options = parser.parse_args()
+    target = find_target(options.target)
+    short = ".".join(target.version.split(".")[:2])
+    output = options.output or Path(f"src/onnxlathe/debug/support/{options.target}-{short}.json")
+    answers: dict[tuple[str, str], list[Hearing]] = defaultdict(list)
+    count, started = 0, time.time()
+    scratch = output.with_suffix(".onnx")
+    with Oracle(target, timeout=30) as oracle:
+        for operator, kind, model in models():
+            onnx.save(model, scratch)
+            answers[operator, kind].append(oracle.ask(scratch))
+            count += 1
+            if count % 200 == 0:
+                print(f"{count} models, {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+            if options.limit and count >= options.limit:
+                break
+    scratch.unlink()
+    operators: dict[str, dict[str, Entry]] = defaultdict(dict)
+    for (operator, kind), hearings in sorted(answers.items()):
+        operators[operator][kind] = entry(hearings)
+    made = SupportTable(options.target, target.version, onnx.__version__, count, dict(operators))
+    output.parent.mkdir(exist_ok=True)
+    output.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    print(f"{output}: {len(operators)} operators from {count} models", file=sys.stderr)
+
+
+def models() -> Iterator[tuple[str, str, onnx.ModelProto]]:
+    """Operator, type of its first input, and a model: the suite's, and those with other types."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    retyped: dict[str, int] = defaultdict(int)
+    for case in collect_testcases(None):
+        model = case.model
+        if len(model.graph.node) != 1:
+            continue
+        node = model.graph.node[0]
+        operator = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        kind = first_type(model)
+        yield operator, kind, model
+        if kind == "float32" and retyped[operator] < 2:
+            retyped[operator] += 1
+            for name in TYPES:
+                other = retype(model, name)
+                if other is not None:
+                    yield operator, name, other
+
+
+def first_type(model: onnx.ModelProto) -> str:
+    """Type of the first input of the node that is there."""
+    kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
+    for name in model.graph.node[0].input:
+        if name in kinds:
+            return NAMES.get(kinds[name], TensorProto.DataType.Name(kinds[name]).lower())
+    return ""
+
+
+def retype(model: onnx.ModelProto, name: str) -> onnx.ModelProto | None:
+    """The model with another type in place of float32; None where ONNX does not allow that."""
+    if name == "float32":
+        return None
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    if other.graph.initializer:
+        return None
+    for value in (*other.graph.input, *other.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TYPES[name]
+    try:
+        onnx.checker.check_model(other, full_check=True)
+    except Exception:
+        return None
+    return other
+
+
+def entry(hearings: list[Hearing]) -> Entry:
+    """What all the answers about one operator and type come to."""
+    refused = [h for h in hearings if not h.accepted]
+    if not refused:
+        return Entry("yes")
+    complaint = refused[0].complaints[0]
+    message = re.sub(r"\s+", " ", complaint.message).strip()[:200]
+    return Entry("no" if len(refused) == len(hearings) else "depends", message, complaint.stage)
+
+
+if __name__ == "__main__":
+    main()
