@@ -434,13 +434,12 @@ def test_spellings() -> None:
 # Weights ------------------------------------------------------------------------------------------------
 
 
-def layers_of(path: Path) -> int:
-    with EngineBuilder(RTX) as builder:
+def test_weights_in_every_form(model: Path, tmp_path: Path, builder: EngineBuilder) -> None:
+    """raw_data, float_data, external data, and constants in attributes, which take no address."""
+
+    def layers_of(path: Path) -> int:
         return len(builder.open(path).layers)
 
-
-def test_weights_in_every_form(model: Path, tmp_path: Path) -> None:
-    """raw_data, float_data, external data, and constants in attributes, which take no address."""
     expected = layers_of(model)
     proto = onnx.load(model)
     onnx.save(

@@ -48,7 +48,9 @@ def detector(tmp_path: Path) -> Path:
 
 def optimized(model: Path, plugin: Path, passes: str) -> onnx.ModelProto:
     target = model.with_name("out.onnx")
-    code = run([str(model), "-o", str(target), "--plugin", str(plugin), "--passes", passes, "--no-verify", "-q"])
+    code = run(
+        [str(model), "-o", str(target), "--plugin", str(plugin), "--passes", passes, "--no-verify", "-q"]
+    )
     assert code == 0
     return onnx.load(target)
 
@@ -73,7 +75,11 @@ def test_efficient_nms(detector: Path) -> None:
     node = model.graph.node[-1]
     assert list(node.input) == ["boxes", "scores"]
     assert [v.name for v in model.graph.output] == list(node.output)
-    assert [d.dim_param or d.dim_value for d in model.graph.output[1].type.tensor_type.shape.dim] == ["n", 50, 4]
+    assert [d.dim_param or d.dim_value for d in model.graph.output[1].type.tensor_type.shape.dim] == [
+        "n",
+        50,
+        4,
+    ]
     assert {i.domain for i in model.opset_import} >= {"", "trt.plugins"}
 
 
@@ -98,7 +104,11 @@ def test_cut(detector: Path) -> None:
 
 def test_onnxscript_rules(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    proto = parse("g (float[n, 4] x) => (float[n, 4] y) { a = Relu(x) \n b = Min(a, six) \n c = Neg(b) \n y = Neg(c) }", 17, {"six": np.array(6, np.float32)})
+    proto = parse(
+        "g (float[n, 4] x) => (float[n, 4] y) { a = Relu(x) \n b = Min(a, six) \n c = Neg(b) \n y = Neg(c) }",
+        17,
+        {"six": np.array(6, np.float32)},
+    )
     onnx.save(proto, tmp_path / "m.onnx")
     registry = Registry.standard()
     assert registry.add_plugin(str(EXAMPLES / "onnxscript_rules" / "rules.py")) == ["relu6"]
@@ -116,8 +126,12 @@ def installed(package: Path, site: Path) -> None:
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    lines = [f"[{g}]\n" + "\n".join(f"{k} = {v}" for k, v in e.items()) for g, e in project["entry-points"].items()]
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    lines = [
+        f"[{g}]\n" + "\n".join(f"{k} = {v}" for k, v in e.items()) for g, e in project["entry-points"].items()
+    ]
     (info / "entry_points.txt").write_text("\n".join(lines))
     for module in (package / "src").iterdir():
         os.symlink(module, site / module.name)
@@ -129,8 +143,14 @@ def test_out_of_tree_package_is_found(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
 
     def program(*words: str) -> str:
-        command = [sys.executable, "-c", "import sys; from onnxlathe.cli import run; sys.exit(run(sys.argv[1:]))"]
-        return subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=True).stdout
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from onnxlathe.cli import run; sys.exit(run(sys.argv[1:]))",
+        ]
+        return subprocess.run(
+            [*command, *words], env=environment, capture_output=True, text=True, check=True
+        ).stdout
 
     listing = program("passes")
     assert "root_of_square" in listing

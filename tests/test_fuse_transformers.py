@@ -38,7 +38,7 @@ def projections(draw: st.DrawFn) -> tuple[str, dict[str, Array], int, int, int]:
     k = draw(st.integers(1, 4))
     rank = draw(st.integers(2, 4))
     opset = draw(st.sampled_from([11, 13, 17, 20]))
-    shape = ", ".join(["n", "m", "2", "3"][: rank - 1] + [str(k)])
+    shape = ", ".join([*["n", "m", "2", "3"][: rank - 1], str(k)])
     lines, given_weights, results, biases = [], {}, [], 0
     for i in range(count):
         width = draw(st.integers(1, 5))

@@ -247,6 +247,23 @@ def test_angles_stay_wide() -> None:
     assert casts(after) == 2  # of the integers, and of the cosine
 
 
+def test_quantized_models_have_no_casts_around_their_products() -> None:
+    proto = parse(
+        """g (float[n, 8] x) => (float[n, 8] y) { q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+        w = DequantizeLinear(v, s, z)  a = MatMul(d, w)  b = Relu(a)  y = MatMul(b, w) }""",
+        opset=13,
+        weights={
+            "s": np.float32(0.05),
+            "z": np.int8(0),
+            "v": RANDOM.integers(-99, 99, (8, 8)).astype(np.int8),
+        },
+    )
+    after = mixed(proto, "")
+    assert casts(after) == 0
+    assert after.opset_import[0].version == 19
+    close(proto, after, error=1e-2, n=3)
+
+
 def test_operators_without_the_type_stay_wide() -> None:
     proto = parse(
         """g (float[1, 5, 4] boxes, float[1, 1, 5] scores) => (int64[k, 3] y) {

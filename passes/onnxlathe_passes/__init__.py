@@ -26,6 +26,7 @@ from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
 from onnxlathe_passes.identity import Dropout, Identity
 from onnxlathe_passes.layernorm import LayerNorm
 from onnxlathe_passes.lean_operands import LeanOperands
+from onnxlathe_passes.legalize import Legalize
 from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.neutral import Neutral, SingleOperand, WhereChosen
 from onnxlathe_passes.noop_views import (
@@ -126,4 +127,5 @@ PASSES: list[type[Pass]] = [
     SplitLate,
     GroupedHeads,
     Precision,
+    Legalize,
 ]

@@ -32,6 +32,7 @@ from onnxlathe_passes.precision_weights import Weights
 REASON = "onnxlathe.precision"
 """Key in a node's `metadata_props`: the type it was given, and why, where somebody or something said so."""
 
+_QUANTIZED_OPSET = 19
 _BFLOAT16_OPSET = 22
 """Since this version nearly all operators take bfloat16."""
 
@@ -98,13 +99,17 @@ class Precision(Pass):
         return len(applier.lowered) + len(applier.casts)
 
     def _prepare(self, model: Model, context: Context, types: Iterable[ir.DataType]) -> None:
-        if BFLOAT16 in types and model.opset < _BFLOAT16_OPSET:
+        wanted, why = 0, ""
+        if BFLOAT16 in types:
+            wanted, why = _BFLOAT16_OPSET, "most operators take bfloat16 since 22"
+        elif any(n.op_type in ("QuantizeLinear", "DequantizeLinear") and not n.domain for n in model.nodes()):
+            # Otherwise Casts would stand between DequantizeLinear and what TensorRT fuses it with.
+            wanted, why = _QUANTIZED_OPSET, "quantizing from and to float16 goes since 19"
+        if model.opset < wanted:
             old = model.opset
-            Opset(version=_BFLOAT16_OPSET).run(model, context)
+            Opset(version=wanted).run(model, context)
             if model.opset != old:
-                context.note(
-                    f"opset raised from {old} to {model.opset}: many operators take bfloat16 since 22"
-                )
+                context.note(f"opset raised from {old} to {model.opset}: {why}")
         if model.ir.functions:
             from onnx_ir.passes.common import InlinePass
 
@@ -131,7 +136,8 @@ def _explain(plan: Plan, applier: Applier, weights: Weights, low: ir.DataType, c
     total = sum(1 for unit in plan.units.values() if unit.type == low)
     context.note(
         f"{total} nodes compute in {type_name(low)}, {len(plan.units) - total} in another type; "
-        f"{len(applier.casts)} Casts placed, {applier.absorbed} of the model's own not needed any more"
+        f"{len(applier.casts)} Casts placed"
+        + (f", {applier.absorbed} of the model's own not needed any more" if applier.absorbed else "")
     )
     by_reason: dict[str, list[str]] = {}
     for (reason, operator), count in reasons.most_common():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
+from onnxlathe_root_of_square import PASSES
 
 import onnxlathe
 from onnxlathe.check import Prover
-from onnxlathe_root_of_square import PASSES
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 18]>

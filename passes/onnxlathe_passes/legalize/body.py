@@ -47,7 +47,8 @@ def expanded(model: ir.Model, node: ir.Node) -> ir.Model:
     kept = [o for o in inlined.opset_import if o.domain != function.domain]
     del inlined.opset_import[:]
     inlined.opset_import.extend(kept)
-    return ir.from_proto(inlined)
+    result: ir.Model = ir.from_proto(inlined)
+    return result
 
 
 def _body(

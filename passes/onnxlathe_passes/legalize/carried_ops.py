@@ -75,7 +75,9 @@ class Carrying:
             if tensor.dtype in self.wide and tensor.dtype in self.outs:
                 from onnxlathe_passes.legalize.carriers import widened
 
-                return ir.AttrTensor(attribute.name, ir.Tensor(widened(tensor), dtype=self.wide[tensor.dtype]))
+                return ir.AttrTensor(
+                    attribute.name, ir.Tensor(widened(tensor), dtype=self.wide[tensor.dtype])
+                )
         return attribute
 
 
@@ -122,7 +124,8 @@ def ordering(c: Carrying) -> Result:
     if T.UINT64 not in c.ins:
         return list(c.again().outputs)
     inputs = [
-        v if v is None or d != T.UINT64 else flipped(c.op, v) for v, d in zip(c.node.inputs, c.ins, strict=True)
+        v if v is None or d != T.UINT64 else flipped(c.op, v)
+        for v, d in zip(c.node.inputs, c.ins, strict=True)
     ]
     made = c.again(inputs)
     return [flipped(c.op, v) if d == T.UINT64 else v for v, d in zip(made.outputs, c.outs, strict=True)]
@@ -242,7 +245,8 @@ def bit_cast(c: Carrying) -> Result:
     assert target is not None
     carrier = c.wide.get(target, target)
     if BITS[target] == 64:
-        return op.Identity(x)
+        same: ir.Value = op.Identity(x)
+        return same
     value = op.cast(x, T.INT64) if BITS[target] == 32 else op.cast(x, T.INT32)
     if not is_signed(target):
         return op.cast(modulo(op, value, 1 << BITS[target]), carrier)
@@ -250,7 +254,9 @@ def bit_cast(c: Carrying) -> Result:
     return op.cast(op.Add(modulo(op, op.Sub(value, low), 1 << BITS[target]), low), carrier)
 
 
-@carries("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Resize", "Upsample", "Relu", "MaxUnpool")
+@carries(
+    "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Resize", "Upsample", "Relu", "MaxUnpool"
+)
 def in_float(c: Carrying) -> Result:
     """Operators that exist for floats only; exact up to 24 bits."""
     op = c.op

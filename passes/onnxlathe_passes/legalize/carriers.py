@@ -130,7 +130,8 @@ class Carrier:
             what = "input" if value.is_graph_input() else "output"
             bits = ", the same bits (values from 2^63 on are negative)" if dtype == T.UINT64 else ""
             self.notes.append(
-                f"{what} '{value.name}' is {wide.name.lower()} now rather than {dtype.name.lower()}: the same numbers{bits}"
+                f"{what} '{value.name}' is {wide.name.lower()} now rather than {dtype.name.lower()}:"
+                f" the same numbers{bits}"
             )
 
     def _border(self, names: Names) -> None:
@@ -140,7 +141,9 @@ class Carrier:
             dtype = self.narrow.get(value)
             if dtype not in AT_THE_BORDER:
                 continue
-            cast = ir.node("Cast", [value], {"to": int(CARRIER[dtype])}, name=names.node(f"{value.name}/Cast"))
+            cast = ir.node(
+                "Cast", [value], {"to": int(CARRIER[dtype])}, name=names.node(f"{value.name}/Cast")
+            )
             inside = cast.outputs[0]
             inside.name = names.value(f"{value.name}/wide")
             inside.shape, inside.type = value.shape, ir.TensorType(CARRIER[dtype])
@@ -216,7 +219,12 @@ def _is_border(node: ir.Node, narrow: dict[ir.Value, ir.DataType]) -> bool:
     assert source is not None
     if result in narrow and source not in narrow:
         return source.is_graph_input() and source.dtype == narrow[result]
-    return source in narrow and result not in narrow and result.is_graph_output() and result.dtype == narrow[source]
+    return (
+        source in narrow
+        and result not in narrow
+        and result.is_graph_output()
+        and result.dtype == narrow[source]
+    )
 
 
 def widened(tensor: ir.TensorProtocol) -> np.ndarray[Any, np.dtype[Any]]:

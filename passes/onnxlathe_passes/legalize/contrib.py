@@ -148,7 +148,13 @@ def simplified_layer_normalization(op: Draft, node: ir.Node) -> ir.Value:
 def embed_layer_normalization(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
     """The sum of word, position and segment embeddings, normalized; and how long each sequence is."""
     ids, segments = given(node, 0), operand(node, 1)
-    word, position, segment, gamma, beta = given(node, 2), given(node, 3), operand(node, 4), given(node, 5), given(node, 6)
+    word, position, segment, gamma, beta = (
+        given(node, 2),
+        given(node, 3),
+        operand(node, 4),
+        given(node, 5),
+        given(node, 6),
+    )
     mask, places = operand(node, 7), operand(node, 8)
     total = op.Gather(word, ids, axis=0)
     if places is None:
@@ -181,7 +187,9 @@ def fused_conv(op: Draft, node: ir.Node) -> ir.Value:
     summand = operand(node, 3)
     if summand is not None:
         result = op.Add(result, summand)
-    return _activated(op, result, _attribute(node, "activation", ""), _attribute(node, "activation_params", ()))
+    return _activated(
+        op, result, _attribute(node, "activation", ""), _attribute(node, "activation_params", ())
+    )
 
 
 @lowers(f"{_MS}::FusedGemm")
@@ -190,7 +198,9 @@ def fused_gemm(op: Draft, node: ir.Node) -> ir.Value:
     attributes = {k: a.value for k, a in node.attributes.items() if not k.startswith("activation")}
     result = op.node("Gemm", list(node.inputs), attributes).outputs[0]
     parameters = [_attribute(node, k, None) for k in ("activation_alpha", "activation_beta")]
-    return _activated(op, result, _attribute(node, "activation", ""), [p for p in parameters if p is not None])
+    return _activated(
+        op, result, _attribute(node, "activation", ""), [p for p in parameters if p is not None]
+    )
 
 
 def _activated(op: Draft, x: ir.Value, kind: str, parameters: Sequence[float]) -> ir.Value:
@@ -305,7 +315,8 @@ def matmul_integer_to_float(op: Draft, node: ir.Node) -> ir.Value:
     a, b, a_scale, b_scale = (given(node, i) for i in range(4))
     product = op.MatMul(_real(op, a, a_scale, operand(node, 4)), _real(op, b, b_scale, operand(node, 5)))
     bias = operand(node, 6)
-    return product if bias is None else op.Add(product, bias)
+    result: ir.Value = product if bias is None else op.Add(product, bias)
+    return result
 
 
 @lowers(f"{_MS}::DynamicQuantizeMatMul")
@@ -316,7 +327,8 @@ def dynamic_quantize_matmul(op: Draft, node: ir.Node) -> ir.Value:
     levels, scale, zero = made.outputs
     product = op.MatMul(_real(op, levels, scale, zero), _real(op, b, b_scale, operand(node, 3)))
     bias = operand(node, 4)
-    return product if bias is None else op.Add(product, bias)
+    result: ir.Value = product if bias is None else op.Add(product, bias)
+    return result
 
 
 @lowers(f"{_MS}::MatMulNBits")
@@ -348,4 +360,5 @@ def matmul_n_bits(op: Draft, node: ir.Node) -> ir.Value:
     matrix = weights.reshape(width, -1)[:, :depth].T
     product: ir.Value = op.MatMul(x, op.like(np.ascontiguousarray(matrix), x))
     bias = operand(node, 5)
-    return product if bias is None else op.Add(product, bias)
+    result: ir.Value = product if bias is None else op.Add(product, bias)
+    return result

@@ -129,4 +129,3 @@ def unrolled_scan(op: Draft, node: ir.Node) -> list[ir.Value | None]:
         for parts, axis, back in zip(scans, out_axes, out_backwards, strict=True)
     ]
     return list(_unique(op, [*states, *stacked]))
-

@@ -100,9 +100,7 @@ def cum_prod(op: Draft, node: ir.Node) -> ir.Value:
     return result
 
 
-def _products(
-    op: Draft, x: ir.Value, dims: list[int], axis: int, exclusive: bool, reverse: bool
-) -> ir.Value:
+def _products(op: Draft, x: ir.Value, dims: list[int], axis: int, exclusive: bool, reverse: bool) -> ir.Value:
     places = np.arange(dims[axis])
     used = places[None, :] < places[:, None] if exclusive else places[None, :] <= places[:, None]
     if reverse:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +15,13 @@ from typing import Any, Protocol, Self
 
 import onnx_ir as ir
 
+from onnxlathe.debug.catalogue import static_cause
+from onnxlathe.debug.table import SupportTable, table
+from onnxlathe.rewrite import subgraphs
 from onnxlathe.target import TargetError
 from onnxlathe.target.process import WorkerProcess
 
-_TIMEOUT = 90.0  # seconds; an engine of one node takes a tenth of one
+_TIMEOUT = 120.0  # seconds; an engine of one node takes a tenth of one, parsing gigabytes a minute
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class Judge(Protocol):
 
     def judge(self, model: ir.Model, expect: Expectation | None = None, *, build: bool = True) -> Ruling:
         """Would the target take the model?"""
+        ...
+
+    def judge_file(self, path: Path, model: ir.Model) -> Ruling:
+        """Would its parser take the file, which holds `model`?"""
         ...
 
     def close(self) -> None:
@@ -87,7 +95,14 @@ class TargetJudge:
         self._memory[key] = found
         return found
 
+    def judge_file(self, path: Path, model: ir.Model) -> Ruling:
+        """Would the parser take the file? It is not built, and the answer is not remembered."""
+        return self._put({"path": str(path), "build": False})
+
     def _ask(self, data: bytes, expect: Expectation | None, build: bool) -> Ruling:
+        return self._put({"model": base64.b64encode(data).decode(), "build": build, "expect": expect})
+
+    def _put(self, question: dict[str, Any]) -> Ruling:
         if self._process is None:
             command = [
                 sys.executable, "-P", "-c",
@@ -97,9 +112,7 @@ class TargetJudge:
             ]  # fmt: skip
             self._process = WorkerProcess(command)
         try:
-            reply = self._process.ask(
-                "judge", timeout=_TIMEOUT, model=base64.b64encode(data).decode(), build=build, expect=expect
-            )
+            reply = self._process.ask("judge", timeout=_TIMEOUT, **question)
         except TargetError as error:
             return Ruling(False, False, (), error.message.splitlines()[0], fatal=True)
         culprits = tuple(dict.fromkeys(e["index"] for e in reply["errors"] if e["index"] >= 0))
@@ -139,3 +152,62 @@ class TargetJudge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass
+class TableJudge:
+    """A table of what the parser and builder took when it was made: operators and types, no shapes."""
+
+    table: SupportTable
+    title: str
+
+    @classmethod
+    def newest(cls) -> TableJudge:
+        """The table that comes with onnxlathe."""
+        found = table()
+        return cls(found, f"{found.target} {found.version}")
+
+    def judge(self, model: ir.Model, expect: Expectation | None = None, *, build: bool = True) -> Ruling:
+        refused = [(i, m) for i, node in enumerate(model.graph) if (m := self._refusal(node))]
+        if not refused:
+            return Ruling(True, True)
+        return Ruling(False, False, tuple(i for i, _ in refused), refused[0][1])
+
+    def _refusal(self, node: ir.Node) -> str:
+        for graph in subgraphs(node):
+            for inner in graph:
+                message = self._refusal(inner)
+                if message:
+                    return message
+        if node.domain == "com.microsoft":
+            return "not an operator of ONNX"
+        cause = static_cause(node, target=self.table.target, version=self.table.version)
+        if cause is not None:
+            return cause.title
+        entry = self.table.of(node)
+        return entry.message or "refused" if entry is not None and entry.verdict == "no" else ""
+
+    def judge_file(self, path: Path, model: ir.Model) -> Ruling:
+        return self.judge(model)
+
+    def close(self) -> None:
+        pass
+
+
+def known_good() -> Callable[[ir.Node], bool]:
+    """Says of a node whether all that the table's makers tried of its operator and type was built."""
+    found = table()
+
+    def sure(node: ir.Node) -> bool:
+        entry = found.of(node)
+        return entry is not None and entry.verdict == "yes"
+
+    return sure
+
+
+def cache_folder() -> Path:
+    """Where the answers of targets are kept."""
+    base = (
+        os.environ.get("ONNXLATHE_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    )
+    return Path(base) / "onnxlathe" / "legalize"

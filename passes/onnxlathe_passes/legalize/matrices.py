@@ -40,10 +40,8 @@ def det(op: Draft, node: ir.Node) -> ir.Value:
             total: ir.Value | None = None
             for k, j in enumerate(columns):
                 term = op.Mul(cell[i, j], minors[columns[:k] + columns[k + 1 :]])
-                if total is None:
-                    total = term
-                else:
-                    total = op.Sub(total, term) if k % 2 else op.Add(total, term)
+                signed = op.Neg(term) if k % 2 else term
+                total = signed if total is None else op.Add(total, signed)
             assert total is not None
             minors[columns] = total
     result = minors[tuple(range(size))]

@@ -2,62 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.infer import infer_node, known
+from onnxlathe.infer import known
 from onnxlathe.rewrite import Names, replace_value, subgraphs
 from onnxlathe_passes.legalize.draft import Draft, Lowering
 
 _KNOWN_TYPES = (int, float, bool, np.generic)
 
 
-def cut(node: ir.Node, opsets: dict[str, int], ir_version: int) -> ir.Model | None:
+def operands_of(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, itself or from within its subgraphs; each value once."""
+    return list(dict.fromkeys(v for v in (*node.inputs, *captured(node)) if v is not None))
+
+
+def cut(node: ir.Node, opsets: dict[str, int], ir_version: int) -> ir.Model:
     """A model of `node` alone: what is constant is an initializer, all else an input.
 
-    Inputs and outputs keep their names. What a subgraph of the node reads from outside is an input, too.
-    `None` where the node cannot be cut.
+    The k-th of `operands_of(node)` is called `i{k}` there, the k-th output `o{k}` and the node `n`, so that
+    equal nodes give equal models.
     """
     values: dict[ir.Value, ir.Value] = {}
     inputs: list[ir.Value] = []
     initializers: list[ir.Value] = []
-
-    def operand(value: ir.Value) -> ir.Value:
-        if value in values:
-            return values[value]
+    for position, value in enumerate(operands_of(node)):
         tensor = fixed(value)
-        made = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)
+        made = ir.Value(name=f"i{position}", type=value.type, shape=value.shape, const_value=tensor)
         if tensor is not None:
-            made.shape = ir.Shape(tensor.shape)
+            made.shape = ir.Shape(int(d) for d in tensor.shape.numpy())
             made.type = ir.TensorType(tensor.dtype)
             initializers.append(made)
         else:
             inputs.append(made)
         values[value] = made
-        return made
-
-    attributes = [_attribute_copy(a, operand) for a in node.attributes.values()]
-    operands = [None if v is None else operand(v) for v in node.inputs]
     copy = ir.Node(
         node.domain,
         node.op_type,
-        operands,
-        attributes,
+        [None if v is None else values[v] for v in node.inputs],
+        [_attribute_copy(a, values.__getitem__) for a in node.attributes.values()],
         overload=node.overload,
         num_outputs=len(node.outputs),
-        name=node.name,
+        name="n",
     )
     outputs = []
-    for mine, theirs in zip(copy.outputs, node.outputs, strict=True):
+    for position, (mine, theirs) in enumerate(zip(copy.outputs, node.outputs, strict=True)):
         mine.type, mine.shape = theirs.type, theirs.shape
+        mine.name = ""
         if theirs.name and (theirs.uses() or theirs.is_graph_output()):
-            mine.name = theirs.name
+            mine.name = f"o{position}"
             outputs.append(mine)
-        else:
-            mine.name = ""
-    graph = ir.Graph(inputs, outputs, nodes=[copy], initializers=initializers, name="node", opset_imports=opsets)
+    graph = ir.Graph(
+        inputs, outputs, nodes=[copy], initializers=initializers, name="node", opset_imports=opsets
+    )
     return ir.Model(graph, ir_version=ir_version)
 
 
@@ -134,7 +133,7 @@ def apply(lowering: Lowering, model: ir.Model, node: ir.Node, names: Names) -> b
 
 
 def install(
-    draft: Draft, graph: ir.Graph, node: ir.Node, replacements: list[ir.Value | None], names: Names
+    draft: Draft, graph: ir.Graph, node: ir.Node, replacements: Sequence[ir.Value | None], names: Names
 ) -> list[ir.Node]:
     """Put the nodes of `draft` before `node`, let `replacements` stand for its outputs, and remove it."""
     base = node.name or node.op_type
@@ -169,32 +168,34 @@ def splice(model: ir.Model, node: ir.Node, names: Names) -> list[ir.Node]:
     host = node.graph
     assert host is not None
     inner = model.graph
-    operands = {v.name: v for v in (*node.inputs, *captured(node)) if v is not None}
-    for value in list(inner.inputs):
-        value.replace_all_uses_with(operands[value.name])
-    outside = {id(v) for v in inner.inputs}
-    results = {v.name: v for v in inner.outputs}
-    direct = {name: operands[v.name] for name, v in results.items() if id(v) in outside}
+    operands = {f"i{k}": v for k, v in enumerate(operands_of(node))}
+    outside = {v: operands[str(v.name)] for v in inner.inputs}
+    results = {str(v.name): outside.get(v, v) for v in inner.outputs}
+    for value, operand in outside.items():
+        value.replace_all_uses_with(operand, replace_graph_outputs=True)
     inner.outputs.clear()
     base = node.name or node.op_type
-    for value in list(inner.initializers.values()):
-        inner.initializers.pop(value.name)
-        value.name = names.value(value.name if value.name not in operands else f"{base}/{value.name}")
+
+    def renamed(name: str | None) -> str:
+        return f"{base}/{str(name).removeprefix('n/')}"
+
+    for key in list(inner.initializers):
+        value = inner.initializers.pop(key)
+        value.name = names.value(renamed(key))
         host.register_initializer(value)
     made = list(inner)
     inner.remove(made)
     for new in made:
-        hint = new.name or new.op_type
-        new.name = names.node(hint if hint.startswith(base) else f"{base}/{hint}")
+        new.name = names.node(renamed(new.name or new.op_type))
         for output in new.outputs:
             if output.name:
-                output.name = names.value(f"{base}/{output.name}" if output.name in results else output.name)
+                output.name = names.value(renamed(output.name))
         host.insert_before(node, new)
-    for old in node.outputs:
-        if not old.name or old.name not in results:
+    for position, old in enumerate(node.outputs):
+        replacement = results.get(f"o{position}")
+        if not old.name or replacement is None:
             continue
-        new_value = direct.get(old.name) or results[old.name]
-        identity = replace_value(old, new_value, names)
+        identity = replace_value(old, replacement, names)
         if identity is not None:
             made.append(identity)
     for index in range(len(node.inputs)):
@@ -211,10 +212,3 @@ def captured(node: ir.Node) -> list[ir.Value]:
     read = [v for g in graphs for n in g for v in n.inputs if v is not None and v not in own]
     read += [v for g in graphs for v in g.outputs if v not in own]
     return list(dict.fromkeys(read))
-
-
-def refresh(model: ir.Model) -> None:
-    """Infer the types and shapes of the outputs of all nodes again."""
-    opset = model.graph.opset_imports.get("", 1)
-    for node in model.graph:
-        infer_node(node, opset)

@@ -50,17 +50,17 @@ def rounded(op: Draft, x: ir.Value, to: ir.DataType, saturate: bool = True) -> i
     form = FORMATS[to]
     highest = int(np.floor(np.log2(form.largest)))
     powers = np.exp2(np.arange(form.lowest + 1, highest + 2, dtype=np.float64)).astype(np.float32)
-    spacings = np.exp2(np.arange(form.lowest, highest + 2, dtype=np.float64) - form.mantissa).astype(np.float32)
+    spacings = np.exp2(np.arange(form.lowest, highest + 2, dtype=np.float64) - form.mantissa).astype(
+        np.float32
+    )
     size = op.Abs(x)
     above = op.Cast(op.Not(op.Less(op.unsqueeze(size, -1), op.constant(powers))), to=int(ir.DataType.INT64))
     index = op.reduce("Sum", above, [-1], keepdims=False)
     spacing = op.Gather(op.constant(spacings), index)
     result = op.Mul(op.Round(op.Div(size, spacing)), spacing)
     over = op.Less(op.like(form.largest, x), result)  # NaN is not over anything
-    if saturate or not form.nan:
-        limit = form.largest
-    else:
-        limit = float("inf") if form.infinite else float("nan")
+    beyond = float("inf") if form.infinite else float("nan")
+    limit = form.largest if saturate or not form.nan else beyond
     result = op.Where(over, op.like(limit, x), result)
     negative = op.Less(x, 0.0)
     signed = op.Where(negative, op.Neg(result), result)

@@ -75,7 +75,7 @@ class Window:
         """All places in the kernel."""
         return list(itertools.product(*(range(k) for k in self.kernel)))
 
-    def starts(self, offset: Sequence[int]) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def starts(self, offset: Sequence[int]) -> list[np.ndarray]:
         """For each axis the input positions (negative in the padding) that a kernel place meets."""
         return [
             np.arange(self.outputs[i]) * self.strides[i] + o * self.dilations[i] - self.begin[i]
@@ -85,7 +85,10 @@ class Window:
     def padded(self, op: Draft, x: ir.Value, fill: float) -> ir.Value:
         """The input with as much around it as any window reaches."""
         after = [
-            max(0, (self.outputs[i] - 1) * self.strides[i] + self.dilations[i] * (k - 1) + 1 - self.begin[i] - n)
+            max(
+                0,
+                (self.outputs[i] - 1) * self.strides[i] + self.dilations[i] * (k - 1) + 1 - self.begin[i] - n,
+            )
             for i, (k, n) in enumerate(zip(self.kernel, self.dims, strict=True))
         ]
         if not any(self.begin) and not any(after):
@@ -99,7 +102,9 @@ class Window:
         starts = [o * d for o, d in zip(offset, self.dilations, strict=True)]
         ends = [s + (n - 1) * t + 1 for s, n, t in zip(starts, self.outputs, self.strides, strict=True)]
         axes = list(range(2, 2 + len(starts)))
-        result: ir.Value = op.Slice(padded, op.ints(starts), op.ints(ends), op.ints(axes), op.ints(self.strides))
+        result: ir.Value = op.Slice(
+            padded, op.ints(starts), op.ints(ends), op.ints(axes), op.ints(self.strides)
+        )
         return result
 
 
@@ -117,7 +122,11 @@ def max_pool(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
     where: ir.Value | None = None
     for offset in window.offsets():
         part = window.part(op, padded, offset)
-        place = op.constant(_flat(window, offset, bool(value_of(node, "storage_order", op, 0)))) if indices else None
+        place = (
+            op.constant(_flat(window, offset, bool(value_of(node, "storage_order", op, 0))))
+            if indices
+            else None
+        )
         if best is None:
             best, where = part, place
             if place is not None:
@@ -136,12 +145,14 @@ def max_pool(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
     return [op.cast(best, dtype), where]
 
 
-def _flat(window: Window, offset: Sequence[int], column_major: bool) -> np.ndarray:  # type: ignore[type-arg]
+def _flat(window: Window, offset: Sequence[int], column_major: bool) -> np.ndarray:
     grid = np.meshgrid(*window.starts(offset), indexing="ij")
     strides = np.ones(len(window.dims), dtype=np.int64)
     order = range(1, len(window.dims)) if column_major else range(len(window.dims) - 2, -1, -1)
     for i in order:
-        strides[i] = strides[i - 1] * window.dims[i - 1] if column_major else strides[i + 1] * window.dims[i + 1]
+        strides[i] = (
+            strides[i - 1] * window.dims[i - 1] if column_major else strides[i + 1] * window.dims[i + 1]
+        )
     flat = sum(g.astype(np.int64) * s for g, s in zip(grid, strides, strict=True))
     return np.asarray(flat)[None, None]
 

@@ -34,7 +34,9 @@ def q_linear_matmul(op: Draft, node: ir.Node) -> ir.Value:
     left = dequantize(op, a, op.cast(_rows(op, a_scale), T.FLOAT), _rows(op, a_zero), T.FLOAT)
     right = dequantize(op, b, op.cast(b_scale, T.FLOAT), b_zero, T.FLOAT)
     product = op.MatMul(left, right)
-    levels = quantize(op, product, op.cast(_rows(op, y_scale), T.FLOAT), _rows(op, y_zero), element_type(y_zero))
+    levels = quantize(
+        op, product, op.cast(_rows(op, y_scale), T.FLOAT), _rows(op, y_zero), element_type(y_zero)
+    )
     return op.cast(levels, element_type(y_zero))
 
 

@@ -50,7 +50,14 @@ def without_axes(op: Draft, node: ir.Node) -> ir.Value:
     return result
 
 
-_OF_NOTHING = {"Max": -np.inf, "Min": np.inf, "Prod": 1.0, "LogSum": -np.inf, "LogSumExp": -np.inf, "Mean": np.nan}
+_OF_NOTHING = {
+    "Max": -np.inf,
+    "Min": np.inf,
+    "Prod": 1.0,
+    "LogSum": -np.inf,
+    "LogSumExp": -np.inf,
+    "Mean": np.nan,
+}
 
 
 @lowers(*KINDS)
@@ -68,7 +75,7 @@ def of_nothing(op: Draft, node: ir.Node) -> ir.Value:
             value = limits.min if value < 0 else limits.max
     dims = static_or_none(result)
     if dims is not None and all(isinstance(d, int) for d in dims):
-        return op.constant(np.full(dims, value).astype(dtype.numpy()))
+        return op.constant(np.full(static_dims(result), value).astype(dtype.numpy()))
     axes = given(node, 1)
     (count,) = static_dims(axes)
     chosen = _chosen(op, axes, len(extents))
@@ -106,7 +113,8 @@ def at_run_time(op: Draft, node: ir.Node) -> ir.Value:
     ends = op.Add(op.Mul(kept, op.ints(dims)), chosen)
     value = op.Slice(value, op.ints([0] * rank), ends, op.ints(list(range(rank))))
     if value_of(node, "keepdims", op, 1):
-        return value
+        whole: ir.Value = value
+        return whole
     result: ir.Value = op.Reshape(value, _compacted(op, kept, op.ints(dims), rank, rank - count))
     return result
 
@@ -175,7 +183,9 @@ def unsqueeze_at_run_time(op: Draft, node: ir.Node) -> ir.Value:
     here = op.cast(
         op.Equal(op.unsqueeze(place, 1), op.constant(np.arange(len(dims), dtype=np.int64)[None])), T.INT64
     )
-    extents = op.reduce("Sum", op.Mul(here, op.constant(np.array([dims], dtype=np.int64))), [1], keepdims=False)
+    extents = op.reduce(
+        "Sum", op.Mul(here, op.constant(np.array([dims], dtype=np.int64))), [1], keepdims=False
+    )
     result: ir.Value = op.Reshape(x, op.Where(op.Equal(chosen, op.ints([1])), op.ints([1]), extents))
     return result
 

@@ -180,11 +180,16 @@ def _axes(op: Draft, node: ir.Node, dims: list[int], method: Method) -> dict[int
     rank = len(dims)
     named = value_of(node, "axes", op, None)
     which = [int(a) % rank for a in named] if named else list(range(rank))
+    scales: Array | None
+    sizes: Array | None
+    roi: Array | None
     if node.op_type == "Upsample":
         scales, sizes, roi = contents(given(node, 1)), None, None
     else:
         scale_operand, size_operand = operand(node, 2), operand(node, 3)
-        sizes = contents(size_operand) if size_operand is not None and static_dims(size_operand) != [0] else None
+        sizes = (
+            contents(size_operand) if size_operand is not None and static_dims(size_operand) != [0] else None
+        )
         scales = contents(scale_operand) if sizes is None and scale_operand is not None else None
         roi_operand = operand(node, 1)
         crops = method.coordinates == "tf_crop_and_resize" and roi_operand is not None

@@ -1,79 +1,51 @@
-"""The pass: what the target refuses is rewritten until it is taken, or said to be beyond us."""
+"""A run of `legalize`: what the target refuses is rewritten until it is taken, or said to be beyond us."""
 
 from __future__ import annotations
 
-import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from onnxlathe import Model, UsageError
+from onnxlathe import Model
 from onnxlathe.infer import infer_model
-from onnxlathe.rewrite import Context, Pass, graphs_of, option
-from onnxlathe.target import find_target
-from onnxlathe_passes.legalize import families  # noqa: F401 - registers the lowerings
+from onnxlathe.model import save
+from onnxlathe.rewrite import Context, Names, graphs_of, subgraphs
+from onnxlathe_passes.legalize import Legalize, families  # noqa: F401 - registers the lowerings
 from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
 from onnxlathe_passes.legalize.interface import bind, parse_values
-from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, TargetJudge
+from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, known_good
 from onnxlathe_passes.legalize.solve import Solver, tidied
 from onnxlathe_passes.opset import Opset
+from onnxlathe_passes.sequences import Sequences
 
 WRITTEN_FOR = 18
 """Our lowerings use operators as they are since this version of the operator set."""
+
+_FEW_NODES = 80
+_FEW_BYTES = 16 << 20
+_ROUNDS = 8
 
 FALLBACK = 21
 """Version for a model that has none of the standard operators."""
 
 
-@dataclass(frozen=True)
-class Legalize(Pass):
-    """Rewrite the nodes that TensorRT refuses, and only those, into operators that it takes.
-
-    The real parser and builder are asked (answers are remembered), and of several rewrites the first is kept
-    whose result they accept: a constant for an operand that must be one, a lowering of our own, the
-    operator's function body from the ONNX schema, another element type.
-    """
-
-    name = "legalize"
-    needs = frozenset({"shapes"})
-    keeps = frozenset({"shapes"})
-    example = """
-    %y, %mean, %inv = LayerNormalization(%x, %scale, %bias)
-    →
-    %mean = ReduceMean(%x, [-1]);  %d = Sub(%x, %mean);  ...
-    """
-
-    target: str = option("", "`rtx` or `tensorrt`; the best one that is installed if left out")
-    io_types: str = option(
-        "keep", "`keep` the types of inputs and outputs, or `widen` those that TensorRT does not have"
-    )
-    bind: str = option("", 'inputs that are constants of the engine: "axes=[1]; k=3"')
-    expect: str = option("", "typical values of integer inputs that decide on shapes, as in `bind`")
-    cache: str = option("", "folder for the target's answers; `none` forgets them when the run ends")
-
-    def run(self, model: Model, context: Context) -> int:
-        if self.io_types not in ("keep", "widen"):
-            raise UsageError(
-                f"pass 'legalize' has no io_types={self.io_types!r}", hint="it is `keep` or `widen`"
-            )
-        judge = self._judge(context)
-        try:
-            return _Run(self, model, context, judge).run()
-        finally:
-            judge.close()
-
-    def _judge(self, context: Context) -> Judge:
-        target = find_target(self.target or None)
-        if not target.available:
-            raise UsageError(f"pass 'legalize' has nobody to ask: {target.reason}")  # TODO table
-        folder = None if self.cache == "none" else Path(self.cache) if self.cache else _cache_folder()
-        return TargetJudge(target.module, f"{target.name} {target.version}", folder)  # type: ignore[attr-defined]
-
-
 @dataclass
-class _Run:
+class Legalizing:
+    """One run of the pass over a model.
+
+    Attributes:
+        options: the pass.
+        model: changed in place.
+        context: the run around it.
+        judge: who decides what is refused.
+        changes: made so far.
+        expect: typical inputs.
+        solver: the search.
+    """
+
     options: Legalize
     model: Model
     context: Context
@@ -83,6 +55,7 @@ class _Run:
     solver: Solver = field(init=False)
 
     def run(self) -> int:
+        """Do it; returns how much changed."""
         model, context = self.model, self.context
         bound = parse_values(self.options.bind)
         for sentence in bind(model.ir, bound):
@@ -91,35 +64,110 @@ class _Run:
         if bound:
             tidied(model.ir)
         self.expect = _expectation(model.ir, parse_values(self.options.expect, "expect"))
-        if self.judge.judge(model.ir, self.expect).accepted:
+        self.solver = Solver(
+            self.judge, permit=lambda: context.permit(self.options.name), changed=self._changed
+        )
+        if self._ask().accepted:
             return self.changes
         if "" not in model.ir.graph.opset_imports:  # a model of contrib operators only
             model.ir.graph.opset_imports[""] = FALLBACK
         if 0 < model.opset < WRITTEN_FOR:
-            self.changes += Opset(version=WRITTEN_FOR).run(model, context)
+            raised = Opset(version=WRITTEN_FOR).run(model, context)
+            if raised:
+                context.note(f"operator set {model.opset}, which the rewrites are written in")
+            self.changes += raised
             infer_model(model)
+        if any(node.op_type.startswith(("Sequence", "SplitToSequence")) for node in model.nodes()):
+            self.changes += Sequences().run(model, context)
         self._carry(NEVER, model)
         ruling = self._settle()
         if not ruling.accepted:
             near = frozenset(
-                v.dtype for n in self._refused(ruling) for v in (*n.inputs, *n.outputs) if v is not None and v.dtype
+                v.dtype
+                for n in self._refused(ruling)
+                for v in (*n.inputs, *n.outputs)
+                if v is not None and v.dtype
             )
             if self._carry(near & frozenset(CARRIER), model):
                 ruling = self._settle()
-        solver = self.solver
         if not ruling.accepted:
-            for name, message in solver.unsolved.items():
+            for name, message in self.solver.unsolved.items():
                 context.note(f"node '{name}' stays refused: {message}")
-            if not solver.unsolved:
+            if not self.solver.unsolved:
                 context.note(f"the model stays refused: {ruling.message}")
         return self.changes
 
+    @property
+    def _small(self) -> bool:
+        """Whether an engine of the whole model is quickly built, so that it can be asked about as it is."""
+        model = self.model
+        if model.count_nodes() > _FEW_NODES:
+            return False
+        weights = (v.const_value for g in model.graphs() for v in g.initializers.values())
+        return sum(w.nbytes for w in weights if w is not None) <= _FEW_BYTES
+
+    def _ask(self) -> Ruling:
+        """What the target says: of a small model whether it builds, of a large one whether all of it parses
+        and whether those of its nodes build that might not."""
+        if self._small:
+            return self.judge.judge(self.model.ir, self.expect)
+        ruling = self._parsed()
+        if ruling.accepted:
+            unsure = self._unbuildable()
+            if unsure:
+                nodes = list(self.model.graph)
+                places = tuple(i for i, node in enumerate(nodes) if node in unsure)
+                return Ruling(False, True, places, next(iter(unsure.values())))
+        return ruling
+
+    def _parsed(self) -> Ruling:
+        with tempfile.TemporaryDirectory(prefix="onnxlathe-legalize-") as folder:
+            path = Path(folder) / "model.onnx"
+            save(self.model, path)
+            return self.judge.judge_file(path, self.model.ir)
+
+    def _unbuildable(self) -> dict[ir.Node, str]:
+        """Nodes that parse and for which there is no kernel; each asked about alone, alike ones once."""
+        sure = known_good()
+        found: dict[ir.Node, str] = {}
+        for node in self.model.graph:
+            if sure(node) or any(True for _ in subgraphs(node)):
+                continue
+            piece = self.solver.cut(node, self.model.ir)
+            decides = [v for v in piece.graph.inputs[1:] if v.dtype in (ir.DataType.INT64, ir.DataType.INT32)]
+            weights = sum(v.const_value.nbytes for v in piece.graph.initializers.values() if v.const_value)
+            if decides or weights > _FEW_BYTES:
+                continue  # alone it would lack the values that it runs on
+            ruling = self.judge.judge(piece)
+            if not ruling.accepted:
+                found[node] = ruling.message
+        return found
+
     def _settle(self) -> Ruling:
-        self.solver = Solver(
-            self.judge, permit=lambda: self.context.permit(self.options.name), changed=self._changed
-        )
-        ruling = self.solver.settle(self.model.ir, expect=self.expect, top=True)
-        infer_model(self.model)
+        if self._small:
+            ruling = self.solver.settle(self.model.ir, expect=self.expect, top=True)
+            infer_model(self.model)
+            return ruling
+        tried: set[ir.Node] = set()
+        ruling = self._ask()
+        for _ in range(_ROUNDS):
+            if ruling.accepted:
+                break
+            nodes = list(self.model.graph)
+            culprits = [nodes[i] for i in ruling.culprits if i < len(nodes) and nodes[i] not in tried]
+            tried.update(culprits)
+            names = Names(self.model.ir)
+            progress = [
+                self.solver.fix(
+                    node, self.model.ir, names, expect=self.expect, top=True, message=ruling.message
+                )
+                for node in culprits
+                if node.graph is not None
+            ]
+            infer_model(self.model)
+            if not any(progress):
+                break
+            ruling = self._ask()
         return ruling
 
     def _refused(self, ruling: Ruling) -> list[ir.Node]:
@@ -173,8 +221,3 @@ def _expectation(model: ir.Model, values: dict[str, Any]) -> Expectation:
             array = np.asarray(values[value.name])
             found[value.name] = {"shape": list(array.shape), "values": array.reshape(-1).tolist()}
     return found
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("ONNXLATHE_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "onnxlathe" / "legalize"

@@ -24,15 +24,19 @@ def _combined(op: Draft, kind: str, data: ir.Value, hits: ir.Value, updates: ir.
     dtype = element_type(data)
     if kind in _NEUTRAL:
         neutral = op.like(_NEUTRAL[kind], data)
-        reduced = op.reduce("Sum" if kind == "add" else "Prod", op.Where(hits, updates, neutral), [axis], False)
-        return op.Add(data, reduced) if kind == "add" else op.Mul(data, reduced)
+        reduced = op.reduce(
+            "Sum" if kind == "add" else "Prod", op.Where(hits, updates, neutral), [axis], False
+        )
+        total: ir.Value = op.Add(data, reduced) if kind == "add" else op.Mul(data, reduced)
+        return total
     if dtype.name.startswith(("INT", "UINT")):
         info = np.iinfo(dtype.numpy())
         neutral = op.like(info.min if kind == "max" else info.max, data)
     else:
         neutral = op.like(-math.inf if kind == "max" else math.inf, data)
     reduced = op.reduce("Max" if kind == "max" else "Min", op.Where(hits, updates, neutral), [axis], False)
-    return op.Max(data, reduced) if kind == "max" else op.Min(data, reduced)
+    extreme: ir.Value = op.Max(data, reduced) if kind == "max" else op.Min(data, reduced)
+    return extreme
 
 
 def _not_negative(op: Draft, indices: ir.Value, size: int | ir.Value) -> ir.Value:
@@ -84,7 +88,9 @@ def scatter_nd(op: Draft, node: ir.Node) -> ir.Value:
     strides = [int(np.prod(dims[i + 1 : depth])) for i in range(depth)]
     at = _not_negative(op, indices, op.ints(dims[:depth]))
     row = op.reduce("Sum", op.Mul(at, op.ints(strides)), [-1], keepdims=False)
-    hits = op.Equal(op.reshape(row, [count, 1, 1]), op.constant(np.arange(rows, dtype=np.int64)[None, :, None]))
+    hits = op.Equal(
+        op.reshape(row, [count, 1, 1]), op.constant(np.arange(rows, dtype=np.int64)[None, :, None])
+    )
     flat = op.reshape(data, [rows, width])
     value = _combined(op, kind, flat, hits, op.reshape(updates, [count, 1, width]), 0)
     return op.reshape(value, dims)
@@ -101,8 +107,8 @@ def compress(op: Draft, node: ir.Node) -> ir.Value:
     if axis is None:
         result: ir.Value = op.Gather(op.reshape(x, [-1]), places, axis=0)
         return result
-    result = op.Gather(x, places, axis=axis.as_int())
-    return result
+    along: ir.Value = op.Gather(x, places, axis=axis.as_int())
+    return along
 
 
 @lowers("TensorScatter")

@@ -36,12 +36,19 @@ class Solver:
     permit: Callable[[], bool] = lambda: True
     changed: Callable[[ir.Node, list[ir.Node], str], None] = lambda *_: None
     unsolved: dict[str, str] = field(default_factory=dict)
-    dead_ends: set[Any] = field(default_factory=set)
+    solved: dict[Any, tuple[str, ir.Model]] = field(default_factory=dict)
+    dead_ends: dict[Any, int] = field(default_factory=dict)
 
     def settle(
         self, model: ir.Model, depth: int = _DEPTH, expect: Expectation | None = None, *, top: bool = False
     ) -> Ruling:
         """Rewrite refused nodes of a small model until the target takes it or nothing helps.
+
+        Args:
+            model: changed in place.
+            depth: how many rewrites of what rewrites made are tried.
+            expect: typical inputs of `model`.
+            top: it is the user's model: changes are asked for and reported.
 
         Returns:
             The last ruling.
@@ -57,7 +64,7 @@ class Solver:
                 if node in tried or node.graph is None:
                     continue
                 tried.add(node)
-                if self._fix(node, model, names, depth, expect, top, ruling):
+                if self.fix(node, model, names, depth, expect, top=top, message=ruling.message):
                     progress = True
             if not progress:
                 break
@@ -69,48 +76,56 @@ class Solver:
         if len(nodes) == 1:
             return nodes
         named = [nodes[i] for i in ruling.culprits if i < len(nodes)]
-        if named:
-            return named
-        alone = []
-        for node in nodes:
-            piece = self._cut(node, model)
-            if piece is not None and not self.judge.judge(piece).accepted:
-                alone.append(node)
-        return alone
+        return named or [node for node in nodes if not self.judge.judge(self.cut(node, model)).accepted]
 
-    def _cut(self, node: ir.Node, model: ir.Model) -> ir.Model | None:
+    def cut(self, node: ir.Node, model: ir.Model) -> ir.Model:
+        """A model of the node alone."""
         return mini.cut(node, dict(model.graph.opset_imports), model.ir_version)
 
-    def _fix(
+    def fix(
         self,
         node: ir.Node,
         model: ir.Model,
         names: Names,
-        depth: int,
-        expect: Expectation | None,
-        top: bool,
-        ruling: Ruling,
+        depth: int = _DEPTH,
+        expect: Expectation | None = None,
+        *,
+        top: bool = False,
+        message: str = "",
     ) -> bool:
-        piece = self._cut(node, model)
-        if piece is None:
-            return False
-        runtime = {v for v in node.inputs if v is not None and not v.is_initializer()}
-        fewer = len(piece.graph.inputs) < len(runtime)
-        if fewer and self.judge.judge(piece, expect).accepted:
+        """Replace a refused node by the first rewrite of it that the target takes.
+
+        Returns:
+            Whether there was one.
+        """
+        piece = self.cut(node, model)
+        said = (
+            {f"i{k}": expect[str(v.name)] for k, v in enumerate(mini.operands_of(node)) if v.name in expect}
+            if expect
+            else None
+        )
+        variable = [v for v in mini.operands_of(node) if not v.is_initializer() or v.is_graph_input()]
+        fewer = len(piece.graph.inputs) < len(variable)
+        if fewer and self.judge.judge(piece, said).accepted:
             return self._put(piece, node, names, top, "constant operands")
         if depth == 0:
             return False
-        if any(True for _ in subgraphs(node)) and self._fix_inside(node, model, names, depth, expect, top, ruling):
+        if any(True for _ in subgraphs(node)) and self._fix_inside(
+            node, model, names, depth, expect, top, message
+        ):
             return True
-        key = ir.to_proto(piece).SerializeToString()
-        if key in self.dead_ends:
-            return False
-        for how, candidate in self._candidates(piece):
-            if self.settle(candidate, depth - 1, expect).accepted:
-                return self._put(candidate, node, names, top, how)
-        self.dead_ends.add(key)
+        key = (ir.to_proto(piece).SerializeToString(), repr(said))
+        if key in self.solved:
+            how, solution = self.solved[key]
+            return self._put(solution.clone(), node, names, top, how)
+        if self.dead_ends.get(key, -1) < depth:
+            for how, candidate in self._candidates(piece):
+                if self.settle(candidate, depth - 1, said).accepted:
+                    self.solved[key] = how, candidate.clone()
+                    return self._put(candidate, node, names, top, how)
+            self.dead_ends[key] = depth
         if top:
-            self.unsolved[node.name or node.op_type] = ruling.message
+            self.unsolved[node.name or node.op_type] = message
         return False
 
     def _fix_inside(
@@ -121,16 +136,15 @@ class Solver:
         depth: int,
         expect: Expectation | None,
         top: bool,
-        ruling: Ruling,
+        message: str,
     ) -> bool:
         """Rewrite what the target refuses of the nodes in the subgraphs of `node`."""
         progress = False
         for graph in subgraphs(node):
             for inner in list(graph):
-                piece = self._cut(inner, model) if inner.graph is not None else None
-                if piece is None or self.judge.judge(piece).accepted:
+                if inner.graph is None or self.judge.judge(self.cut(inner, model)).accepted:
                     continue
-                if self._fix(inner, model, names, depth, expect, top, ruling):
+                if self.fix(inner, model, names, depth, expect, top=top, message=message):
                     progress = True
         return progress
 

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxlathe.rewrite import require
-from onnxlathe_passes.legalize.draft import Draft, contents, given, lowers, operand, rank_of, static_dims, value_of, wanted
+from onnxlathe_passes.legalize.draft import (
+    Draft,
+    contents,
+    given,
+    lowers,
+    operand,
+    rank_of,
+    static_dims,
+    value_of,
+    wanted,
+)
 
 T = ir.DataType
 _TRAINING = "ai.onnx.preview.training"
@@ -97,7 +107,9 @@ def adagrad(op: Draft, node: ir.Node) -> list[ir.Value]:
     decay, epsilon = _number(node, "decay_factor", 0.0), _number(node, "epsilon", 1e-6)
     new_x, new_h = [], []
     for x, g, h in _groups(node, 3):
-        slowed = op.Div(rate, op.Add(op.like(1.0, x), op.Mul(op.cast(step, x.dtype or T.FLOAT), op.like(decay, x))))
+        slowed = op.Div(
+            rate, op.Add(op.like(1.0, x), op.Mul(op.cast(step, x.dtype or T.FLOAT), op.like(decay, x)))
+        )
         g = _regularized(op, node, x, g)
         total = op.Add(h, op.Mul(g, g))
         new_h.append(total)
@@ -119,7 +131,9 @@ def adam(op: Draft, node: ir.Node) -> list[ir.Value]:
         first = op.Add(op.Mul(op.like(alpha, x), v), op.Mul(op.like(1 - alpha, x), g))
         second = op.Add(op.Mul(op.like(beta, x), h), op.Mul(op.like(1 - beta, x), op.Mul(g, g)))
         t = op.cast(step, x.dtype or T.FLOAT)
-        correction = op.Div(op.Sqrt(op.Sub(one, op.Pow(op.like(beta, x), t))), op.Sub(one, op.Pow(op.like(alpha, x), t)))
+        correction = op.Div(
+            op.Sqrt(op.Sub(one, op.Pow(op.like(beta, x), t))), op.Sub(one, op.Pow(op.like(alpha, x), t))
+        )
         adjusted = op.Where(op.Less(op.like(0, step), step), op.Mul(rate, correction), rate)
         moved = op.Sub(x, op.Div(op.Mul(adjusted, first), op.Add(op.Sqrt(second), op.like(epsilon, x))))
         new_x.append(op.Mul(op.like(1 - after, x), moved))

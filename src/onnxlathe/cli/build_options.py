@@ -20,11 +20,11 @@ _VERBOSITIES = ("layer-names-only", "none", "detailed")
 _ENGINE: Sequence[Decorator] = (
     click.option("--target", metavar="NAME", help="Who runs it: rtx or tensorrt."),
     click.option(
-        "--min-shapes", multiple=True, metavar="INPUT:SHAPE[,…]",
+        "--min-shapes", "--minShapes", multiple=True, metavar="INPUT:SHAPE[,…]",
         help="Smallest shapes of the engine's inputs: ids:1x1,mask:1x1. Again for a further profile.",
     ),
-    click.option("--opt-shapes", multiple=True, metavar="INPUT:SHAPE[,…]", help="Shapes to be fastest at."),
-    click.option("--max-shapes", multiple=True, metavar="INPUT:SHAPE[,…]", help="Largest shapes."),
+    click.option("--opt-shapes", "--optShapes", multiple=True, metavar="INPUT:SHAPE[,…]", help="Shapes to be fastest at."),
+    click.option("--max-shapes", "--maxShapes", multiple=True, metavar="INPUT:SHAPE[,…]", help="Largest shapes."),
     click.option(
         "--range", "ranges", multiple=True, metavar="NAME=MIN:OPT:MAX",
         help="The same by the name of a dimension: batch=1:8:32.",

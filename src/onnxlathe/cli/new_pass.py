@@ -235,10 +235,10 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
+from $package import PASSES
 
 import onnxlathe
 from onnxlathe.check import Prover
-from $package import PASSES
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 18]>

@@ -33,6 +33,7 @@ def open_shell(record: StepRecord, model: Model) -> None:
 def surroundings(record: StepRecord, model: Model) -> dict[str, Any]:
     """The names that the shell offers."""
     import onnxlathe
+    from onnxlathe import model as models
     from onnxlathe.infer import constant, dims_of, known
 
     def text(node: Any = None) -> None:
@@ -55,7 +56,7 @@ def surroundings(record: StepRecord, model: Model) -> dict[str, Any]:
         return None
 
     def save(path: str) -> None:
-        onnxlathe.save(model, path)
+        models.save(model, path)
 
     return {
         "model": model,

@@ -78,7 +78,8 @@ class Hearing:
         complaints: reasons.
         layers: name, type and metadata of the target's layers, where it was parsed.
         profile: sizes of open dimensions for which an engine was asked.
-        only_at: sizes for which an engine does come out where it does not for a range of them.
+        only_at: sizes for which an engine does come out where it does not for a range of them: `shapes`
+            and `values` as in `profile`, and `bindings` of the open dimensions.
         nbytes: of the engine.
         seconds: it took.
     """
@@ -236,11 +237,13 @@ class Oracle:
             return [{"shapes": {}, "values": {}}]
         loaded = model if isinstance(model, Model) else load(model)
         shapes: list[dict[str, tuple[int, ...]]] = []
+        bindings: list[dict[str, int]] = []
         contents: list[dict[str, np.ndarray]] = []
         for variant in range(_VARIANTS):
             try:
                 sizes = default_bindings(loaded, variant, given=self.bindings)
                 shapes.append({s.name: concrete_shape(s, sizes) for s in input_specs(loaded)})
+                bindings.append(sizes)
                 contents.append(sample_inputs(loaded, seed=0, bindings=sizes) if values else {})
             except LatheError:
                 break
@@ -249,7 +252,7 @@ class Oracle:
         low, high = shapes[0], shapes[min(1, len(shapes) - 1)]
         made = []
         for small, big, at in ((low, high, 0), *((s, s, i) for i, s in enumerate(shapes) if i != 1)):
-            profile: dict[str, Any] = {"shapes": {}, "values": {}}
+            profile: dict[str, Any] = {"shapes": {}, "values": {}, "bindings": bindings[at]}
             for tensor in open_inputs:
                 name = tensor["name"]
                 pairs = [sorted(p) for p in zip(small[name], big[name], strict=True)]

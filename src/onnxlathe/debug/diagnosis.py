@@ -90,6 +90,7 @@ class Diagnosis:
         unexamined: names of nodes behind refused ones of which nothing can be said.
         remarks: (cause, names of nodes) of what is accepted, and then done differently.
         profile: sizes that an engine was asked for.
+        only_at: sizes of open dimensions for which an engine can be built although it cannot for a range.
         questions: how often the target was asked.
         seconds: it took.
         notes: sentences for the user.
@@ -106,6 +107,7 @@ class Diagnosis:
     unexamined: list[str] = field(default_factory=list)
     remarks: list[tuple[Cause, list[str]]] = field(default_factory=list)
     profile: dict[str, Any] = field(default_factory=dict)
+    only_at: dict[str, int] = field(default_factory=dict)
     questions: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -180,10 +182,9 @@ def diagnose(
         result.runs = result.nodes
     else:
         if hearing.only_at is not None:
-            sizes = ", ".join(f"{n} {s[1]}" for n, s in hearing.only_at["shapes"].items())
-            result.notes.append(
-                f"an engine for fixed sizes can be built ({sizes}); for a range of sizes it cannot"
-            )
+            result.only_at = hearing.only_at["bindings"]
+            sizes = ", ".join(f"{name}={size}" for name, size in result.only_at.items())
+            result.notes.append(f"an engine for one size can be built ({sizes}); for a range of sizes it cannot")
         _Search(work, oracle, result, started + budget, progress).run(hearing)
     result.remarks = remarks(work, target)
     result.questions, result.seconds = oracle.asked - asked, time.perf_counter() - started

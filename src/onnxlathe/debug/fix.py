@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -13,10 +13,12 @@ from onnxlathe.debug.ask import Hearing, Oracle
 from onnxlathe.debug.diagnosis import Diagnosis, diagnose
 from onnxlathe.errors import LatheError
 from onnxlathe.model import Model
+from onnxlathe.model.shapes import freeze
 from onnxlathe.pipeline import Registry, plan
 
 _FIRST = "shapes,fold,sequences,tidy"
 _LAST = "legalize"
+_INLINE, _FREEZE = "inline", "freeze"  # what is done here rather than by a pass
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def mend(
     current, tried = diagnosis, set[str]()
     while not result.accepted:
         for pipeline in remedies(current, registry, io_types):
-            if pipeline in tried:
+            if pipeline in tried or (pipeline.startswith(_INLINE) and not model.ir.functions):
                 continue
             tried.add(pipeline)
             progress(f"trying {pipeline}")
@@ -129,7 +131,12 @@ def remedies(diagnosis: Diagnosis, registry: Registry, io_types: str = "keep") -
     specific = dict.fromkeys(p for p in named if p not in (_LAST, "default") and not _lossy(p))
     last = _LAST if io_types == "keep" else f"{_LAST}(io_types={io_types})"
     everything = [_FIRST, *specific, last, f"{_FIRST},{last}"]
-    return [p for p in dict.fromkeys(everything) if _exists(p, registry)]
+    found = [p for p in dict.fromkeys(everything) if _exists(p, registry)]
+    if any(f.top for f in diagnosis.findings):
+        found += [f"{_INLINE},{p}" for p in (_FIRST, last) if p in found]
+    if diagnosis.only_at:
+        found.append(f"{_FREEZE}({', '.join(f'{n}={s}' for n, s in diagnosis.only_at.items())})")
+    return found
 
 
 def _lossy(pipeline: str) -> bool:
@@ -156,11 +163,19 @@ def _try(
 ) -> tuple[Attempt, Model | None, Diagnosis | None]:
     """One remedy: does it help, and does the model still compute the same?"""
     candidate = model.clone()
-    try:
-        done = optimize(candidate, pipeline, verify=False, registry=registry)
-    except LatheError as error:
-        return Attempt(pipeline, False, len(before.findings), problem=error.message), None, None
-    changes, notes = _changes(done)
+    if pipeline.startswith(_FREEZE):
+        freeze(candidate, before.only_at)
+        options = replace(options, bindings=before.only_at)
+        changes, notes = {_FREEZE: 1}, (f"the model takes one size only now: {pipeline}",)
+    else:
+        passes = pipeline.removeprefix(f"{_INLINE},")
+        try:
+            if passes != pipeline:
+                inline(candidate)
+            done = optimize(candidate, passes, verify=False, registry=registry)
+        except LatheError as error:
+            return Attempt(pipeline, False, len(before.findings), problem=error.message), None, None
+        changes, notes = _changes(done)
     if not changes:
         return Attempt(pipeline, False, len(before.findings), problem="changes nothing"), None, None
     after = diagnose(candidate, oracle)
@@ -170,6 +185,13 @@ def _try(
     verdict, problem = _verdict(original, candidate, options)
     attempt = Attempt(pipeline, not problem, len(after.findings), changes, notes, problem, verdict)
     return attempt, (None if problem else candidate), after
+
+
+def inline(model: Model) -> None:
+    """Put the bodies of functions in the place of their calls."""
+    from onnx_ir.passes.common import InlinePass
+
+    InlinePass()(model.ir)
 
 
 def _helps(before: Diagnosis, after: Diagnosis) -> bool:

@@ -47,6 +47,9 @@ class Workpiece:
     def __post_init__(self) -> None:
         self.model = self.model.clone()
         infer_model(self.model)
+        for value in (v for node in self.model.nodes() for v in node.outputs):
+            if value.type is None:  # a shape without a type cannot be written
+                value.shape = None
         name_nodes(self.model)
         self._cut_in(self.model.graph)
 

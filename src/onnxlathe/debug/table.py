@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -94,12 +95,12 @@ def diagnose_by_table(source: Model | Path, target: str = "rtx", *, reason: str 
     refused: set[int] = set()
     unknown: dict[str, None] = {}
     for index, top in enumerate(work.nodes):
-        for node in [top, *_inside(top)]:
+        for node in _with_inner(top, work.model):
             finding = _judge(work, known, node, index)
             if finding is not None:
                 result.findings.append(finding)
                 refused.add(index)
-            elif operator_of(node) not in known.operators and not _is_function(model, node):
+            elif operator_of(node) not in known.operators:
                 unknown.setdefault(operator_of(node))
     result.accepted = not refused
     result.runs = result.nodes - len(refused)
@@ -126,14 +127,14 @@ def _judge(work: Workpiece, known: SupportTable, node: ir.Node, index: int) -> F
     return finding_at(work, complaint, place, cause)
 
 
-def _inside(node: ir.Node) -> list[ir.Node]:
+def _with_inner(node: ir.Node, model: Model) -> list[ir.Node]:
+    """The node and all in its graphs; in place of a function call, what is in the function."""
     from onnxlathe.rewrite import subgraphs
 
-    return [n for graph in subgraphs(node) for inner in graph for n in (inner, *_inside(inner))]
-
-
-def _is_function(model: Model, node: ir.Node) -> bool:
-    return any((domain, name) == (node.domain, node.op_type) for domain, name, _ in model.ir.functions)
+    function = model.ir.functions.get(node.op_identifier())
+    graphs: list[Iterable[ir.Node]] = [function] if function is not None else list(subgraphs(node))
+    inner = [n for graph in graphs for one in graph for n in _with_inner(one, model)]
+    return inner if function is not None else [node, *inner]
 
 
 def _title(target: str) -> str:

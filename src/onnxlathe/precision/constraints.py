@@ -189,6 +189,11 @@ def dump_constraints(constraints: Constraints, path: Path | str) -> None:
     path = Path(path)
     plain = msgspec.to_builtins(constraints)
     plain = {"schema": constraints.schema, **plain}
+    if constraints.keep:
+        # The type is written even where it is the default: the file is for readers, too.
+        plain["keep"] = [
+            {"type": c.type, **entry} for c, entry in zip(constraints.keep, plain["keep"], strict=True)
+        ]
     if path.suffix == ".json":
         text = msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
     else:

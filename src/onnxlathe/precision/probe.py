@@ -60,6 +60,8 @@ class NodeError:
             )
         if self.vanishing > 0.01 and self.vanishing > self.own:
             return f"underflows: {self.vanishing:.1%} of its results become 0"
+        if math.isinf(self.gathered):
+            return f"becomes infinite or NaN in the mixed model, |x| reaches {self.largest:.3g}"
         if self.own >= self.jump:
             return f"adds a relative error of {self.own:.1e}"
         return f"makes a relative error of {self.gathered:.1e} out of {self.gathered - self.jump:.1e}"
@@ -69,9 +71,10 @@ class NodeError:
         found: dict[str, float | int | str] = {
             "operator": self.operator,
             "own_error": float(f"{self.own:.3g}"),
-            "gathered_error": float(f"{self.gathered:.3g}"),
             "largest": float(f"{self.largest:.6g}"),
         }
+        if math.isfinite(self.gathered):
+            found["gathered_error"] = float(f"{self.gathered:.3g}")
         if self.overflows:
             found["overflows"] = self.overflows
         if self.vanishing:

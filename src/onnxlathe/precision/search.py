@@ -271,14 +271,14 @@ class Search:
                     error.own, error.vanishing = max(error.own, own), max(error.vanishing, vanished)
                     error.overflows += lost
                     if name in lowered:
-                        all_in_all, _, _ = compare(exact[name], lowered[name])
-                        gathered[name] = all_in_all
+                        all_in_all, broken, _ = compare(exact[name], lowered[name])
+                        gathered[name] = all_in_all = math.inf if broken else all_in_all
                         error.gathered = max(error.gathered, all_in_all)
                 seen = [
                     exact[v.name] for v in (*node.inputs, *node.outputs) if v is not None and v.name in exact
                 ]
                 error.largest = largest_of(seen)
-                error.jump = max(0.0, error.gathered - before)
+                error.jump = max(0.0, error.gathered - before) if math.isfinite(before) else 0.0
                 yield error
 
     def grow(self, ranking: Sequence[NodeError]) -> list[str]:

@@ -163,6 +163,8 @@ def _leaders(node: ir.Node) -> Iterable[ir.Node]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    from onnxlathe.model.shapes import nearest
+    import difflib
 
-    return nearest(name, known)
+    close = difflib.get_close_matches(name.strip("*"), known, n=1, cutoff=0.5)
+    listed = "`optimize inspect MODEL --text` shows the names; letters' case counts"
+    return f"did you mean '{close[0]}'? {listed}" if close else listed

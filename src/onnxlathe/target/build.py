@@ -170,7 +170,7 @@ class EngineBuilder:
         return self.opened
 
     def build(self, profiles: Sequence[Profile], engine: Path) -> Built:
-        """Build an engine of the opened model into the existing file `engine`.
+        """Build an engine of the opened model into the file `engine`.
 
         Raises:
             UsageError: a profile does not fit what the target wants.
@@ -192,6 +192,8 @@ class EngineBuilder:
         for _, text in said:
             if found := _INCONSISTENT.search(text):
                 raise _contradiction(profiles, found[1].lower(), found[2].partition(" In operator")[0])
+            if profiles and "In analyzeShapes" in text and not reply["bytes"]:  # min, opt and max are one
+                raise _contradiction(profiles, "max", text)
         if not reply["bytes"]:
             raise _failure(self.target.title, [t for s, t in said if s != "WARNING"], bool(self.opened.gpus))
         warnings = [text for severity, text in said if severity == "WARNING" and not _NOISE.search(text)]
@@ -299,17 +301,14 @@ def check_engine_path(engine: Path, *models: Path) -> None:
 
 @contextmanager
 def staged(engine: Path) -> Iterator[Staged]:
-    """An empty file beside the engine's place, gone afterwards unless it was published.
+    """A name beside the engine's place for a file that is gone afterwards, unless it was published.
 
-    Raises:
-        LatheError: it cannot be written.
+    Nothing is there before the builder has something to write: who is killed before that leaves no trace.
     """
     engine = Path(os.path.realpath(engine))
     temporary = engine.with_name(f".{engine.name[:200]}.{secrets.token_hex(6)}.tmp")
     beside = temporary.with_suffix(".json.tmp")
     try:
-        with _writing(engine):
-            temporary.open("xb").close()
         yield Staged(engine, temporary, beside)
     finally:
         for path in (temporary, beside):

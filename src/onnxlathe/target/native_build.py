@@ -104,7 +104,7 @@ def build(
 
     Args:
         native: the package.
-        engine: a file that exists and is to be overwritten; its owner renames or removes it.
+        engine: the file to write; the parent renames or removes it.
         profiles: each with `shapes` and `values`: by input [min, opt, max].
         options: the fields of `options.BuildOptions`.
 

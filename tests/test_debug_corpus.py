@@ -1,0 +1,120 @@
+"""Every model of the corpus of refused models: the right nodes, and the true cause of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from onnxlathe.debug import Oracle, diagnose, diagnose_by_table
+from onnxlathe.debug.bind import bind_inputs
+from onnxlathe.debug.fix import mend
+from onnxlathe.errors import UsageError
+from onnxlathe.model import load
+from onnxlathe.target import find_target
+from refused import corpus, needs_rtx
+
+CASES = corpus()
+
+# What only the real target knows: shapes, sizes, contents.
+BEYOND_THE_TABLE = {
+    "baked_reshape", "eyelike_dyn", "float_scales_input", "if_ranks", "int16_audio", "loop_growing",
+    "qdq_asym_int8", "reduce_scalar", "topk_large", "uint16_depth",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[Oracle]:
+    with Oracle(find_target("rtx")) as found:
+        yield found
+
+
+def saved(case: Any, tmp_path: Path) -> Path:
+    path = tmp_path / f"{case.name}.onnx"
+    onnx.save(case.model(), path)
+    return path
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(CASES) >= 40
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@needs_rtx
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_node_and_cause(case: Any, oracle: Oracle, tmp_path: Path) -> None:
+    diagnosis = diagnose(saved(case, tmp_path), oracle)
+    assert not diagnosis.accepted
+    assert {f.node: f.cause_id for f in diagnosis.findings} == case.refused
+    for finding in diagnosis.findings:
+        assert finding.around, "the nodes around it are shown"
+        assert any(line.startswith("→") for line in finding.around)
+        assert finding.cause is not None
+        assert finding.cause.remedies
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_static_table(case: Any, tmp_path: Path) -> None:
+    diagnosis = diagnose_by_table(saved(case, tmp_path))
+    assert not diagnosis.asked
+    assert any("table made with" in note for note in diagnosis.notes)
+    if case.name not in BEYOND_THE_TABLE:
+        assert {f.node: f.cause_id for f in diagnosis.findings} == case.refused
+
+
+@needs_rtx
+def test_what_would_run_and_what_is_behind(oracle: Oracle, tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.name == "three_causes")
+    diagnosis = diagnose(saved(case, tmp_path), oracle)
+    assert (diagnosis.nodes, diagnosis.runs, diagnosis.unexamined) == (5, 2, [])
+    assert len(diagnosis.groups()) == 3
+
+
+@needs_rtx
+def test_nested_nodes_say_where_they_are(oracle: Oracle, tmp_path: Path) -> None:
+    for name, top in (("nested_unique", "choose"), ("in_a_function", "call")):
+        case = next(c for c in CASES if c.name == name)
+        (finding,) = diagnose(saved(case, tmp_path), oracle).findings
+        assert (finding.node, finding.operator, finding.top) == ("inner", "Unique", top)
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", ["split_sequence", "melweight", "baked_reshape"])
+def test_fix(name: str, oracle: Oracle, tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.name == name)
+    path = saved(case, tmp_path)
+    before = path.read_bytes()
+    model = load(path)
+    mended = mend(model, oracle, diagnose(model, oracle))
+    assert mended.accepted
+    kept = [a for a in mended.attempts if a.kept]
+    assert kept[-1].refused == 0
+    assert kept[-1].verdict.startswith("equal")
+    assert oracle.ask(mended.model).built
+    assert path.read_bytes() == before
+
+
+@needs_rtx
+def test_what_cannot_be_mended_is_said(oracle: Oracle, tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.name == "strings")
+    model = load(saved(case, tmp_path))
+    mended = mend(model, oracle, diagnose(model, oracle))
+    assert not mended.accepted
+    assert mended.left is not None
+    assert [f.cause_id for f in mended.left.findings] == ["string-tensor"]
+    assert all(a.problem for a in mended.attempts)
+
+
+@needs_rtx
+def test_bound_inputs(oracle: Oracle, tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.name == "reduce_axes_input")
+    model = load(saved(case, tmp_path))
+    (said,) = bind_inputs(model, ["axes=[1]"])
+    assert "specialised" in said
+    assert diagnose(model, oracle).accepted
+    for wrong in ("nothing=[1]", "x=words", "x=[1]"):
+        with pytest.raises(UsageError, match="--bind"):
+            bind_inputs(model, [wrong])
