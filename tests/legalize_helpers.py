@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,27 @@ class Refusing:
 
     def close(self) -> None:
         pass
+
+
+def rewritten(
+    proto: onnx.ModelProto, refuses: Callable[[ir.Model], Iterable[int]], **options: Any
+) -> tuple[onnx.ModelProto, Context]:
+    """The model after `legalize` for a target that refuses the nodes whose places `refuses` gives."""
+
+    class Judge(Refusing):
+        def judge(self, model: ir.Model, expect: Any = None, *, build: bool = True) -> Ruling:
+            found = tuple(refuses(model))
+            return Ruling(not found, not found, found, "refused" if found else "")
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    model = Model(ir.from_proto(copy))
+    infer_model(model)
+    context = Context.of(model.ir)
+    Legalizing(Legalize(**options), model, context, Judge(frozenset())).run()
+    result = ir.to_proto(model.ir)
+    onnx.checker.check_model(result)
+    return result, context
 
 
 def single(

@@ -36,14 +36,6 @@ def corpus() -> list[Any]:
 # A stand-in for the native library: it takes everything but `Erf`, on which it does what the test is about.
 _WORKER = """
     import json, os, sys, time
-    import onnx
-
-    def names(graph):
-        for node in graph.node:
-            yield node.op_type
-            for attribute in node.attribute:
-                yield from names(attribute.g)
-
     def reply(**result):
         print(json.dumps({"result": result}), flush=True)
 
@@ -53,8 +45,7 @@ _WORKER = """
             reply(version="0")
             continue
         if request["do"] == "open":
-            model = onnx.load(request["path"], load_external_data=False)
-            bad = "Erf" in names(model.graph)
+            bad = bytes([0x22, 3]) + b"Erf" in open(request["path"], "rb").read()  # NodeProto.op_type
             if bad and MISBEHAVES == "open":
                 misbehave()
             reply(accepted=True, errors=[], inputs=[], outputs=[], layers=[])

@@ -9,6 +9,7 @@ import pytest
 
 from onnxlathe.debug.ask import Complaint
 from onnxlathe.debug.catalogue import causes, find_cause, operator_of, static_cause
+from onnxlathe.pipeline import Registry, plan
 
 # Messages that users report, with the operator they come with, and the cause that has to be named.
 REPORTS = [
@@ -112,13 +113,12 @@ def test_every_entry_is_complete() -> None:
             )
 
 
-def test_remedies_name_pipelines_that_can_be_read() -> None:
-    from onnxlathe.pipeline.text import parse
-
+def test_remedies_name_pipelines_that_there_are() -> None:
+    registry = Registry.standard()
     for cause in causes():
         for remedy in cause.remedies:
             if remedy.passes:
-                parse(remedy.passes)
+                plan(remedy.passes, registry)
 
 
 def test_an_error_that_nobody_knows() -> None:

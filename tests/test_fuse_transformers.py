@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
@@ -681,6 +683,39 @@ def test_products_with_a_reciprocal(inverse: str) -> None:
         f"g (float[n, 4] x) => (float[n, 4] y) {{ v = Exp(x) {inverse} t = Mul(x, r) y = Identity(t) }}",
         "reciprocal", ["Exp", "Div", "Identity"], weights={"one": np.array(1, np.float32)}, sizes=SMALL,
     )  # fmt: skip
+
+
+# --- Whole models ----------------------------------------------------------------------------------------
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+LEFT = {
+    "bert_dyn18": 63,
+    "bert_ts14": 104,
+    "bert_ts17": 64,
+    "gpt2_dyn18": 68,
+    "gpt2_dyn20_static": 48,
+    "gpt2_ts17": 75,
+    "llama_dyn18_static": 88,
+    "llama_dyn20": 103,
+    "llama_ts17": 109,
+    "vit_dyn18": 63,
+    "vit_ts17": 64,
+    "whisperenc_dyn20": 50,
+    "whisperenc_ts17": 66,
+}
+
+
+@pytest.mark.parametrize(("name", "nodes"), LEFT.items())
+def test_exported_transformers(name: str, nodes: int) -> None:
+    before = onnx.load(FIXTURES / f"{name}.onnx")
+    after = optimized(before, "shapes,fold,tidy,fuse,tidy")
+    assert len(operators(after)) <= nodes
+    for seed, (batch, seq) in enumerate([(2, 7), (1, 3)]):
+        feeds = samples(before, seed, batch=batch, seq=seq)
+        for key in feeds:
+            if key == "attention_mask":
+                feeds[key] = np.tri(batch, seq, seq - 1, dtype=np.int64)
+        assert_same(before, after, feeds)
 
 
 def test_memory_of_weights_is_not_touched() -> None:

@@ -9,8 +9,10 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from legalize_helpers import agree, fitting, in_reference, in_runtime, legalized, single
+from legalize_helpers import agree, fitting, in_reference, in_runtime, legalized, rewritten, single
 
+from onnxlathe.rewrite import Context
+from onnxlathe_passes.legalize.carriers import AT_THE_BORDER, CARRIER
 from onnxlathe_passes.legalize.draft import Draft
 from onnxlathe_passes.legalize.integers import unsigned_div, wrap
 from onnxlathe_passes.legalize.minifloat import FORMATS, rounded
@@ -25,7 +27,7 @@ def kind(dtype: type) -> int:
 def values(dtype: type) -> tuple[np.ndarray, np.ndarray]:
     info = np.iinfo(dtype)
     x = np.array([info.min, info.max, info.max, 7, 200, info.max // 2, 1, 0], dtype)
-    y = np.array([1, 1, info.max, 3, 300, 3, info.max, 5], dtype)
+    y = np.array([1, 1, info.max, 3, 100, 3, info.max, 5], dtype)
     return x, y
 
 
@@ -34,13 +36,15 @@ def values(dtype: type) -> tuple[np.ndarray, np.ndarray]:
 def test_integer_arithmetic_overflows_alike(dtype: type, op: str) -> None:
     x, y = values(dtype)
     proto = single(op, {"x": x, "y": y}, [kind(dtype)])
-    after, context = legalized(proto, ["Nothing"], io_types="widen") if False else carried(proto)
+    after, context = carried(proto)
     with np.errstate(all="ignore"):
         function = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Max": np.maximum, "Min": np.minimum,
                     "Div": lambda a, b: (a // b).astype(dtype) if np.iinfo(dtype).min == 0 else np.trunc(a.astype(float) / b).astype(dtype),
                     "Mod": np.mod}[op]  # fmt: skip
         expected = function(x, y)
-    found = in_runtime(after, as_carried(after, {"x": x, "y": y}))[0]
+    # ONNX Runtime compares int64 as int32 in Max and Min.
+    evaluate = in_reference if op in ("Max", "Min") else in_runtime
+    found = evaluate(after, as_carried(after, {"x": x, "y": y}))[0]
     agree([found.astype(dtype)], [expected])
     assert any("now rather than" in note for note in context.notes)
 
@@ -50,35 +54,20 @@ def as_carried(after: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str
     return {n: a.view(np.int64) if a.dtype == np.uint64 else fitting(after, {n: a})[n] for n, a in feeds.items()}
 
 
-def carried(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, object]:
-    """Legalized for a target that refuses the narrow types."""
-    from legalize_helpers import Refusing
+def carried(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Context]:
+    """Legalized for a target that has these types at its border only, or not at all."""
 
-    from onnxlathe.infer import infer_model
-    from onnxlathe.model import Model
-    from onnxlathe.rewrite import Context
-    from onnxlathe_passes.legalize import Legalize
-    from onnxlathe_passes.legalize.carriers import CARRIER
-    from onnxlathe_passes.legalize.judge import Ruling
-    from onnxlathe_passes.legalize.run import Legalizing
+    def refuses(model: ir.Model) -> list[int]:
+        border = (*model.graph.inputs, *model.graph.outputs)
+        if any(v.dtype in CARRIER and v.dtype not in AT_THE_BORDER for v in border):
+            return list(range(len(model.graph)))
+        return [
+            i
+            for i, n in enumerate(model.graph)
+            if n.op_type != "Cast" and any(v is not None and v.dtype in CARRIER for v in (*n.inputs, *n.outputs))
+        ]
 
-    class NoNarrow(Refusing):
-        def judge(self, model: ir.Model, expect: object = None, *, build: bool = True) -> Ruling:
-            bad = tuple(
-                i
-                for i, n in enumerate(model.graph)
-                if n.op_type != "Cast" and any(v is not None and v.dtype in CARRIER for v in (*n.inputs, *n.outputs))
-                or any(v.dtype in CARRIER and v.dtype.name not in ("UINT8", "INT8", "DOUBLE") for v in model.graph.inputs)
-            )
-            return Ruling(not bad, not bad, bad)
-
-    model = Model(ir.from_proto(proto))
-    infer_model(model)
-    context = Context.of(model.ir)
-    Legalizing(Legalize(io_types="widen"), model, context, NoNarrow(frozenset())).run()
-    result = ir.to_proto(model.ir)
-    onnx.checker.check_model(result, full_check=True)
-    return result, context
+    return rewritten(proto, refuses, io_types="widen")
 
 
 @pytest.mark.parametrize("dtype", [*NARROW, np.uint8])
@@ -131,6 +120,7 @@ def minifloat(dtype: ir.DataType):  # noqa: ANN201
         y = rounded(op, x, dtype, saturate=False)
         y.name = "y"
         for i, value in enumerate(op.constants):
+            op.release(value)
             value.name = f"c{i}"
         graph = ir.Graph([x], [y], nodes=op.nodes, initializers=list(op.constants), opset_imports={"": 21})
         data = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
@@ -145,6 +135,7 @@ def test_infinities_saturate_where_asked() -> None:
     x = np.array([np.inf, -np.inf, 1e6, 500.0], np.float32)
     proto = single("Cast", {"x": x}, [17], to=17, saturate=1)
     after, _ = carried(proto)
+    assert after.graph.output[0].type.tensor_type.elem_type == 1
     assert in_runtime(after, {"x": x})[0].tolist() == [448.0, -448.0, 448.0, 448.0]
     assert ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max == 448
 
@@ -211,6 +202,7 @@ def evaluate(build, a: np.ndarray, b: np.ndarray) -> np.ndarray:  # noqa: ANN001
     y = build(op, p, q)
     y.name = "y"
     for i, value in enumerate(op.constants):
+        op.release(value)
         value.name = f"c{i}"
     graph = ir.Graph([p, q], [y], nodes=op.nodes, initializers=list(op.constants), opset_imports={"": 21})
     return in_runtime(ir.to_proto(ir.Model(graph, ir_version=10)), {"p": a, "q": b})[0]

@@ -93,6 +93,10 @@ def models() -> Iterator[tuple[str, str, onnx.ModelProto]]:
         if bound is not None:
             yield operator, kind, bound
         model = bound or model
+        lean = with_one_output(model)
+        if lean is not None:
+            yield operator, kind, lean
+        model = lean or model
         if kind == "float32" and retyped[operator] < 2:
             retyped[operator] += 1
             for name in TYPES:
@@ -118,6 +122,21 @@ def with_constants(model: onnx.ModelProto, case: Any) -> onnx.ModelProto | None:
         other.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), value.name))
         found = True
     return other if found else None
+
+
+def with_one_output(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model without its optional outputs; None where it has none."""
+    node = model.graph.node[0]
+    schema = onnx.defs.get_schema(node.op_type, max(o.version for o in model.opset_import), node.domain)
+    if len(node.output) < 2 or schema.min_output > 1:
+        return None
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    del other.graph.node[0].output[1:]
+    kept = [v for v in other.graph.output if v.name == node.output[0]]
+    del other.graph.output[:]
+    other.graph.output.extend(kept)
+    return other if kept else None
 
 
 def first_type(model: onnx.ModelProto) -> str:

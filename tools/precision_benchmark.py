@@ -117,9 +117,12 @@ def compare(path: Path, arguments: argparse.Namespace) -> list[Row]:
         prepared = Path(folder) / "prepared.onnx"
         for tool in tools:
             row = Row(path.stem, tool)
-            target = Path(folder) / "lowered.onnx"
+            target = (arguments.keep or Path(folder)) / f"{path.stem}.{tool}.{kind}.onnx"
+            times = target.with_suffix(".json")
             try:
-                if tool == "ours":
+                if target.exists() and times.exists():
+                    row.seconds = json.loads(times.read_text())["seconds"]
+                elif tool == "ours":
                     row.seconds = ours(path, target, kind)
                 elif tool.endswith("+"):
                     if not prepared.exists():
@@ -129,10 +132,13 @@ def compare(path: Path, arguments: argparse.Namespace) -> list[Row]:
                     row.seconds = peer(arguments.python, tool[:-1], prepared, target, kind, arguments.timeout)
                 else:
                     row.seconds = peer(arguments.python, tool, path, target, kind, arguments.timeout)
+                if arguments.keep:
+                    times.write_text(json.dumps({"seconds": row.seconds}))
                 measured(row, target, verifier, runtime)
             except LatheError as error:
                 row.problem = error.message
-            target.unlink(missing_ok=True)
+            if not arguments.keep:
+                target.unlink(missing_ok=True)
             rows.append(row)
             print(json.dumps(asdict(row)), flush=True)
         runtime.stop()
@@ -174,6 +180,7 @@ def main() -> None:
     parser.add_argument("--type", default="fp16", choices=["fp16", "bf16"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=300.0)
+    parser.add_argument("--keep", type=Path, help="folder to keep what the tools wrote in, for another run")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()

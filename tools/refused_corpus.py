@@ -1,4 +1,5 @@
-"""Small models that TensorRT refuses, after what users report, each with the node and the cause to be named.
+"""Small models that TensorRT refuses, after what users report, each with the node and the cause to be
+    named.
 
     python tools/refused_corpus.py FOLDER      writes them as .onnx
 
@@ -221,7 +222,8 @@ case(
     "choose:if-ranks",
     """g (float[b,1,4] x, bool flag) => (float y) <int64[1] one={1}> {
         [relu] r = Relu(x)
-        [choose] c = If(flag)<then_branch = a () => (float[b,4] t) { [squeeze] t = Squeeze(r, one) }, else_branch = e () => (float[b,1,4] u) { [keep] u = Identity(r) }>
+        [choose] c = If(flag)<then_branch = a () => (float[b,4] t) { [squeeze] t = Squeeze(r, one) },
+            else_branch = e () => (float[b,1,4] u) { [keep] u = Identity(r) }>
         [act] y = Relu(c)
     }""",
 )  # fmt: skip
@@ -231,7 +233,8 @@ case(
     "decode:loop-growing",
     """g (float[1,4] x) => (float[m,4] y) <int64 n={3}, bool go={1}> {
         [relu] r = Relu(x)
-        [decode] y = Loop(n, go, r)<body = b (int64 i, bool c, float[k,4] s) => (bool d, float[q,4] t) { [keep] d = Identity(c)
+        [decode] y = Loop(n, go, r)<body = b (int64 i, bool c, float[k,4] s) => (bool d, float[q,4] t)
+            { [keep] d = Identity(c)
         [grow] t = Concat<axis=0>(s, r) }>
     }""",
 )  # fmt: skip
@@ -272,7 +275,8 @@ case(
 case(
     "nms", "non-maximum suppression",
     "nms:nms",
-    """g (float[1,10,4] boxes, float[1,2,10] scores) => (int64[n,3] y) <int64 k={5}, float iou={0.5}, float th={0.1}> {
+    """g (float[1,10,4] boxes, float[1,2,10] scores) => (int64[n,3] y) <int64 k={5}, float iou={0.5},
+        float th={0.1}> {
         [nms] y = NonMaxSuppression(boxes, scores, k, iou, th)
     }""",
 )  # fmt: skip
@@ -403,7 +407,8 @@ case(
 case(
     "resize_crop", "crop_and_resize of TensorFlow",
     "crop:resize-mode",
-    """g (float[1,3,8,8] x) => (float[1,3,4,4] y) <float[8] roi={0,0,0.1,0.1,1,1,0.9,0.9},int64[4] size={1,3,4,4}> {
+    """g (float[1,3,8,8] x) => (float[1,3,4,4] y) <float[8] roi={0,0,0.1,0.1,1,1,0.9,0.9},int64[4]
+        size={1,3,4,4}> {
         [relu] r = Relu(x)
         [crop] y = Resize<mode="linear",coordinate_transformation_mode="tf_crop_and_resize">(r, roi, , size)
     }""",
@@ -421,7 +426,8 @@ case(
 case(
     "bn_training", "BatchNorm exported in training mode",
     "bn:batchnorm-training",
-    """g (float[2,3,4,4] x) => (float[2,3,4,4] y) <float[3] s={1,1,1},float[3] b={0,0,0},float[3] m={0,0,0},float[3] v={1,1,1}> {
+    """g (float[2,3,4,4] x) => (float[2,3,4,4] y) <float[3] s={1,1,1},float[3] b={0,0,0},float[3] m={0,
+        0,0},float[3] v={1,1,1}> {
         [relu] r = Relu(x)
         [bn] y, rm, rv = BatchNormalization<training_mode=1>(r,s,b,m,v)
     }""", 15,
@@ -438,7 +444,8 @@ case(
 case(
     "attention_outputs", "Attention with its probabilities",
     "attn:attention-outputs",
-    """g (float16[1,2,4,8] q, float16[1,2,4,8] k, float16[1,2,4,8] v) => (float16[1,2,4,8] y, float16[1,2,4,4] z) {
+    """g (float16[1,2,4,8] q, float16[1,2,4,8] k, float16[1,2,4,8] v) => (float16[1,2,4,8] y, float16[1,
+        2,4,4] z) {
         [attn] y,pk,pv,z = Attention(q,k,v)
     }""", 23,
 )  # fmt: skip
@@ -454,7 +461,8 @@ case(
 case(
     "melweight", "a mel filter bank computed in the graph",
     "mel:audio-constants",
-    """g (float[1,9] x) => (float[1,8] y) <int64 b={8}, int64 d={16}, int64 r={8192}, float lo={0}, float hi={4000}> {
+    """g (float[1,9] x) => (float[1,8] y) <int64 b={8}, int64 d={16}, int64 r={8192}, float lo={0},
+        float hi={4000}> {
         [mel] m = MelWeightMatrix(b,d,r,lo,hi)
         [mm] y = MatMul(x,m)
     }""", 17,
@@ -515,7 +523,8 @@ case(
 case(
     "qlinearconv", "QOperator format of ONNX Runtime",
     "quant:zero-point qconv:qoperator dequant:zero-point",
-    """g (float[1,3,8,8] x) => (float[1,4,8,8] y) <float s={0.1}, uint8 z={128}, int8[4,3,1,1] w, float ws={0.05}, int8 wz={0}, float ys={0.2}> {
+    """g (float[1,3,8,8] x) => (float[1,4,8,8] y) <float s={0.1}, uint8 z={128}, int8[4,3,1,1] w, float
+        ws={0.05}, int8 wz={0}, float ys={0.2}> {
         [quant] q = QuantizeLinear(x,s,z)
         [qconv] c = QLinearConv(q,s,z,w,ws,wz,ys,z)
         [dequant] y = DequantizeLinear(c,ys,z)
@@ -557,7 +566,8 @@ case(
 case(
     "dq_int32_bias", "an int32 bias of ONNX Runtime's quantizer",
     "bias:int32-bias",
-    """g (float[1,3,8,8] x) => (float[1,4,8,8] y) <float[4,3,1,1] w, int32[4] b={1,2,3,4}, float s={0.01}, int32 z={0}> {
+    """g (float[1,3,8,8] x) => (float[1,4,8,8] y) <float[4,3,1,1] w, int32[4] b={1,2,3,4}, float
+        s={0.01}, int32 z={0}> {
         [bias] bb = DequantizeLinear(b,s,z)
         [conv] y = Conv(x, w, bb)
     }""", 13,
@@ -664,7 +674,8 @@ case(
     "tfidf", "n-grams",
     "tf:function-body",
     """g (int64[6] x) => (float[2] y) {
-        [tf] y = TfIdfVectorizer<max_gram_length=1,max_skip_count=0,min_gram_length=1,mode="TF",ngram_counts=[0],ngram_indexes=[0,1],pool_int64s=[2,3]>(x)
+        [tf] y = TfIdfVectorizer<max_gram_length=1,max_skip_count=0,min_gram_length=1,mode="TF",
+            ngram_counts=[0],ngram_indexes=[0,1],pool_int64s=[2,3]>(x)
     }""", 17,
 )  # fmt: skip
 

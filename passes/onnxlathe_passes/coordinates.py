@@ -1,12 +1,13 @@
 """Integer tensors that count: each entry is an affine expression of its own position.
 
-Exporters compute masks and positions from ranges. `Affine.of(value)` says that a value is
-`base + Σ slope[a]·index[a]`, with numbers or expressions over the model's dimensions.
+Exporters compute masks and positions from ranges. `Counters.affine(value)` says that a value is
+`base + Σ slope[a]·index[a]`, with numbers or expressions over the model's dimensions, and
+`Counters.truth(value)` what a comparison of such values always is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import Dims, Expr, constant, dims_of, known, lower
-from onnxlathe.rewrite import is_constant
-from onnxlathe_passes.conditions import operand, uniform
+from onnxlathe.rewrite import attribute, is_constant
+from onnxlathe_passes.conditions import from_front, numbers, operand, uniform
 from onnxlathe_passes.noop_views import permutation
-from onnxlathe_passes.slices import cuts
 
-_DEEP = 12
 _READ = 1 << 16
+_DEEP = 40
 _INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
+_VIEWS = ("Unsqueeze", "Squeeze", "Reshape", "Flatten")
+
+Parts = tuple[Any, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -32,25 +35,15 @@ class Affine:
     slope: tuple[Expr, ...]
     dims: Dims
 
-    @classmethod
-    def of(cls, value: ir.Value | None, opset: int, depth: int = 0) -> Affine | None:
-        """What a value counts, if it does."""
-        dims = dims_of(value) if value is not None else None
-        if value is None or dims is None or value.dtype not in _INTEGERS or depth > _DEEP:
-            return None
-        found = _given(value, dims)
-        node = value.producer()
-        if found is None and node is not None and node.domain == "":
-            found = _computed(node, dims, opset, depth + 1)
-        if found is None or len(found[1]) != len(dims):
-            return None
-        slope = tuple(0 if size == 1 else by for by, size in zip(found[1], dims, strict=True))
-        return cls(found[0], slope, dims)
-
     def counts(self, strides: Sequence[Expr]) -> bool:
         """Whether the entries count from 0 with these steps along the axes that are not of size 1."""
         wanted = [0 if size == 1 else by for by, size in zip(strides, self.dims, strict=True)]
         return self.base == 0 and list(self.slope) == wanted
+
+    @property
+    def steady(self) -> bool:
+        """Whether all entries are the same."""
+        return all(by == 0 for by in self.slope)
 
     def across(self, dims: Dims) -> tuple[Expr, ...] | None:
         """The slopes when the tensor is broadcast to `dims`.
@@ -77,7 +70,89 @@ class Affine:
         return self.counts(strides[::-1])
 
 
-Parts = tuple[Any, tuple[Any, ...]]
+class Counters:
+    """What values count, each found out once."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self._affine: dict[ir.Value, Affine | None] = {}
+        self._truth: dict[ir.Value, bool | None] = {}
+        self._depth = 0
+
+    def affine(self, value: ir.Value | None) -> Affine | None:
+        """The value as an affine expression of the position, if it is known to be one."""
+        dims = dims_of(value) if value is not None else None
+        if value is None or dims is None or value.dtype not in _INTEGERS:
+            return None
+        if value not in self._affine:
+            self._affine[value] = None
+            self._affine[value] = self._found(value, dims)
+        return self._affine[value]
+
+    def _found(self, value: ir.Value, dims: Dims) -> Affine | None:
+        parts = _given(value, dims)
+        node = value.producer()
+        if parts is None and node is not None and node.domain == "" and self._depth < _DEEP:
+            step = _STEPS.get(node.op_type)
+            self._depth += 1
+            parts = step(self, node, dims) if step is not None else None
+            self._depth -= 1
+        if parts is None or len(parts[1]) != len(dims):
+            return None
+        slope = tuple(0 if size == 1 else by for by, size in zip(parts[1], dims, strict=True))
+        return Affine(parts[0], slope, dims)
+
+    def truth(self, value: ir.Value | None) -> bool | None:
+        """What all entries of a boolean tensor are, in every run; `None` where that is not known."""
+        if value is None or value.dtype not in (ir.DataType.BOOL, None):
+            return None
+        if value not in self._truth:
+            self._truth[value] = None
+            self._depth += 1
+            self._truth[value] = self._verdict(value) if self._depth < _DEEP else None
+            self._depth -= 1
+        return self._truth[value]
+
+    def _verdict(self, value: ir.Value) -> bool | None:
+        if is_constant(value):
+            found = uniform(value)
+            return found if isinstance(found, bool) else None
+        node = value.producer()
+        if node is None or node.domain != "":
+            return None
+        if node.op_type in ("Expand", "Transpose", "Identity", *_VIEWS):
+            return self.truth(node.inputs[0])
+        if node.op_type == "Not":
+            inner = self.truth(node.inputs[0])
+            return None if inner is None else not inner
+        if node.op_type in ("And", "Or"):
+            sides = [self.truth(v) for v in node.inputs]
+            decisive = node.op_type == "Or"
+            return decisive if decisive in sides else None if None in sides else not decisive
+        return self._compared(node)
+
+    def _compared(self, node: ir.Node) -> bool | None:
+        """Comparisons of counters whose difference has a sign."""
+        if node.op_type not in ("Equal", "GreaterOrEqual", "Greater", "LessOrEqual", "Less"):
+            return None
+        a, b = (self.affine(v) for v in node.inputs)
+        if node.op_type.startswith("Less"):
+            a, b = b, a
+        whole = dims_of(node.outputs[0])
+        parts = (
+            _combined("Sub", a, b, whole) if a is not None and b is not None and whole is not None else None
+        )
+        if parts is None:
+            return None
+        base, slopes = parts
+        if node.op_type == "Equal":
+            steady = isinstance(base, int) and all(by == 0 for by in slopes)
+            return base == 0 if steady else None
+        least = [lower(part) for part in (base, *slopes)]
+        if any(part is None or part < 0 for part in least[1:]) or least[0] is None:
+            return None
+        # a - b is at least its base; nothing is said of the other direction.
+        return True if least[0] >= (0 if node.op_type.endswith("Equal") else 1) else None
 
 
 def _given(value: ir.Value, dims: Dims) -> Parts | None:
@@ -106,50 +181,19 @@ def _given(value: ir.Value, dims: Dims) -> Parts | None:
     return (base, tuple(slope)) if bool((array == expected).all()) else None
 
 
-def _computed(node: ir.Node, dims: Dims, opset: int, depth: int) -> Parts | None:
-    inputs = [v for v in node.inputs if v is not None]
-    if node.op_type == "Range":
-        start, step = _number(operand(node, 0)), _number(operand(node, 2))
-        return (start, (step,)) if isinstance(start, int) and isinstance(step, int) and step > 0 else None
-    if node.op_type in ("Add", "Sub", "Mul") and len(inputs) == 2:
-        a, b = (Affine.of(v, opset, depth) for v in inputs)
-        return _combined(node.op_type, a, b, dims) if a is not None and b is not None else None
-    inner = Affine.of(inputs[0], opset, depth) if inputs else None
-    if inner is None:
-        return None
-    if node.op_type in ("Identity", "Cast"):
-        return inner.base, inner.slope
-    if node.op_type == "Expand":
-        slope = inner.across(dims)
-        return None if slope is None else (inner.base, slope)
-    if node.op_type == "Transpose":
-        perm = permutation(node, opset)
-        return None if perm is None else (inner.base, tuple(inner.slope[axis] for axis in perm))
-    if node.op_type in ("Unsqueeze", "Squeeze", "Reshape", "Flatten"):
-        return _viewed(node, inner, dims, opset)
-    if node.op_type == "Slice":
-        parts = cuts(node, opset)
-        if parts is None or any(cut.start < 0 or cut.step != 1 for cut in parts.values()):
-            return None if not _from_start(node, opset) else (inner.base, inner.slope)
-        base: Any = inner.base
-        for axis, cut in parts.items():
-            base = base + inner.slope[axis] * cut.start
-        return base, inner.slope
-    return None
-
-
-def _from_start(node: ir.Node, opset: int) -> bool:
-    """Whether a Slice, whose end may be computed, takes what is at the start."""
-    return (
-        opset >= 10
-        and uniform(operand(node, 1)) == 0
-        and (operand(node, 4) is None or uniform(operand(node, 4)) == 1)
-    )
+def _range(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    start, step = (_number(operand(node, index)) for index in (0, 2))
+    return (start, (step,)) if isinstance(start, int) and isinstance(step, int) and step > 0 else None
 
 
 def _number(value: ir.Value | None) -> Any:
     contents = known(value) if value is not None else None
     return contents.reshape(-1)[0] if contents is not None and contents.size == 1 else None
+
+
+def _arithmetic(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    a, b = (counters.affine(v) for v in node.inputs)
+    return _combined(node.op_type, a, b, dims) if a is not None and b is not None else None
 
 
 def _combined(kind: str, a: Affine, b: Affine, dims: Dims) -> Parts | None:
@@ -166,53 +210,131 @@ def _combined(kind: str, a: Affine, b: Affine, dims: Dims) -> Parts | None:
     return a.base * b.base, steps
 
 
-def _viewed(node: ir.Node, inner: Affine, dims: Dims, opset: int) -> Parts | None:
+def _cast(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    x = node.inputs[0]
+    if x is not None and x.dtype == ir.DataType.BOOL:
+        verdict = counters.truth(x)
+        return None if verdict is None else (int(verdict), (0,) * len(dims))
+    inner = counters.affine(x)
+    return None if inner is None else (inner.base, inner.slope)
+
+
+def _expand(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    inner = counters.affine(node.inputs[0])
+    slope = inner.across(dims) if inner is not None else None
+    return None if inner is None or slope is None else (inner.base, slope)
+
+
+def _transpose(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    inner, perm = counters.affine(node.inputs[0]), permutation(node, counters.opset)
+    return None if inner is None or perm is None else (inner.base, tuple(inner.slope[axis] for axis in perm))
+
+
+def _view(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
     """Views that only add or remove axes of size 1."""
+    inner = counters.affine(node.inputs[0])
+    if inner is None or None in dims:
+        return None
     long = [(size, by) for size, by in zip(inner.dims, inner.slope, strict=True) if size != 1]
-    if [size for size, _ in long] != [size for size in dims if size != 1] or None in dims:
+    if inner.steady:
+        return inner.base, (0,) * len(dims)
+    if [size for size, _ in long] != [size for size in dims if size != 1]:
         return None
     rest = iter(long)
     return inner.base, tuple(0 if size == 1 else next(rest)[1] for size in dims)
 
 
-def truth(value: ir.Value | None, opset: int, depth: int = 0) -> bool | None:
-    """What all entries of a boolean tensor are, in every run; `None` where that is not known."""
-    if value is None or depth > _DEEP:
+def _slice(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    """Where a Slice ends, which may be computed, does not matter."""
+    inner = counters.affine(node.inputs[0])
+    if inner is None or counters.opset < 10:
         return None
-    if is_constant(value):
-        found = uniform(value)
-        return found if isinstance(found, bool) else None
-    node = value.producer()
-    if node is None or node.domain != "":
+    starts, axes = numbers(operand(node, 1)), numbers(operand(node, 3))
+    if inner.steady:
+        return inner.base, inner.slope
+    if starts is None or (axes is None and operand(node, 3) is not None):
         return None
-    if node.op_type in ("Expand", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Identity", "Flatten"):
-        return truth(node.inputs[0], opset, depth + 1)
-    if node.op_type == "Not":
-        inner = truth(node.inputs[0], opset, depth + 1)
-        return None if inner is None else not inner
-    if node.op_type in ("And", "Or"):
-        sides = [truth(v, opset, depth + 1) for v in node.inputs]
-        decisive = node.op_type == "Or"
-        return decisive if decisive in sides else None if None in sides else not decisive
-    return _compared(node, opset)
+    if operand(node, 4) is not None and uniform(operand(node, 4)) != 1:
+        return None
+    places = from_front(range(len(starts)) if axes is None else axes, len(dims))
+    if places is None or any(start < 0 for start in starts):
+        return None
+    base: Any = inner.base
+    for axis, start in zip(places, starts, strict=True):
+        base = base + inner.slope[axis] * start
+    return base, inner.slope
 
 
-def _compared(node: ir.Node, opset: int) -> bool | None:
-    """Comparisons of counters, where one side can never be less."""
-    if node.op_type not in ("GreaterOrEqual", "Greater", "LessOrEqual", "Less"):
+def _concat(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    """Parts of which each goes on where the one before ends."""
+    parts = [counters.affine(v) for v in node.inputs]
+    axes = from_front([int(attribute(node, "axis", counters.opset))], len(dims))
+    if axes is None or not all(parts):
         return None
-    a, b = (Affine.of(v, opset) for v in node.inputs)
-    if node.op_type.startswith("Less"):
-        a, b = b, a
-    if a is None or b is None:
+    (axis,), found = axes, [part for part in parts if part is not None]
+    first, second = found[0], found[min(1, len(found) - 1)]
+    steps = [part.slope[axis] for part in found if part.dims[axis] != 1]
+    step: Any = steps[0] if steps else second.base - first.base
+    place: Any = 0
+    for part in found:
+        others = [by for a, by in enumerate(part.slope) if a != axis]
+        if part.base != first.base + step * place or others != [
+            by for a, by in enumerate(first.slope) if a != axis
+        ]:
+            return None
+        if (part.dims[axis] != 1 and part.slope[axis] != step) or part.dims[axis] is None:
+            return None
+        place = place + part.dims[axis]
+    return first.base, tuple(step if a == axis else by for a, by in enumerate(first.slope))
+
+
+def _sum(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    inner = counters.affine(node.inputs[0])
+    return (0, (0,) * len(dims)) if inner is not None and inner.steady and inner.base == 0 else None
+
+
+def _gather(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    """Whatever is taken of what is the same everywhere."""
+    inner = counters.affine(node.inputs[0])
+    return (inner.base, (0,) * len(dims)) if inner is not None and inner.steady else None
+
+
+def _gather_nd(counters: Counters, node: ir.Node, dims: Dims) -> Parts | None:
+    inner = counters.affine(node.inputs[0])
+    joined = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if inner is None or inner.steady or joined is None or joined.op_type != "Concat":
+        return None if inner is None or not inner.steady else (inner.base, (0,) * len(dims))
+    positions = dims_of(joined.outputs[0]) or ()
+    axis = from_front([int(attribute(joined, "axis", counters.opset))], len(positions))
+    if attribute(node, "batch_dims", counters.opset) or axis != [len(positions) - 1]:
         return None
-    whole = dims_of(node.outputs[0])
-    parts = _combined("Sub", a, b, whole) if whole is not None else None
-    if parts is None:
-        return None
-    least = [lower(part) for part in (parts[0], *parts[1])]
-    if any(part is None or part < 0 for part in least[1:]) or least[0] is None:
-        return None
-    strict = node.op_type in ("Greater", "Less")
-    # a - b is at least its base; nothing is said of the other direction.
-    return True if least[0] >= (1 if strict else 0) else None
+    base: Any = inner.base
+    slope: list[Any] = [0] * (len(positions) - 1)
+    for by, value in zip(inner.slope, joined.inputs, strict=False):
+        part = counters.affine(value)
+        # Places counted from the end are not followed.
+        least = [lower(entry) for entry in (part.base, *part.slope)] if part is not None else []
+        if part is None or part.dims[-1] != 1 or any(e is None or e < 0 for e in least):
+            return None
+        base = base + by * part.base
+        slope = [old + by * new for old, new in zip(slope, part.slope[:-1], strict=True)]
+    return base, (*slope, *inner.slope[len(joined.inputs) :])
+
+
+_STEPS: dict[str, Callable[[Counters, ir.Node, Dims], Parts | None]] = {
+    "Range": _range,
+    "Add": _arithmetic,
+    "Sub": _arithmetic,
+    "Mul": _arithmetic,
+    "Cast": _cast,
+    "Identity": _cast,
+    "Expand": _expand,
+    "Transpose": _transpose,
+    "Slice": _slice,
+    "Concat": _concat,
+    "CumSum": _sum,
+    "Gather": _gather,
+    "GatherElements": _gather,
+    "GatherND": _gather_nd,
+    **dict.fromkeys(_VIEWS, _view),
+}

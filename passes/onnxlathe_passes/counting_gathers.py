@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import Builder, NodeRule, attribute, require
 from onnxlathe_passes.conditions import from_front, producer
-from onnxlathe_passes.coordinates import Affine
+from onnxlathe_passes.coordinates import Counters
 from onnxlathe_passes.regroup import reshaped
 from onnxlathe_passes.views import unsqueeze
 
@@ -61,7 +61,7 @@ class CountingGather(NodeRule):
     def gathered(self, op: Builder, node: ir.Node, x: ir.Value, before: Dims, after: Dims) -> Any:
         """A Gather whose indices are 0, 1, 2, … up to the end of the axis."""
         axis = from_front([attribute(node, "axis", op.opset)], len(before))
-        indices = Affine.of(node.inputs[1], op.opset)
+        indices = Counters(op.opset).affine(node.inputs[1])
         if axis is None or indices is None or not indices.row_major:
             return None
         count: Any = 1
@@ -73,8 +73,9 @@ class CountingGather(NodeRule):
     def taken(self, op: Builder, x: ir.Value, joined: ir.Node, before: Dims, after: Dims) -> Any:
         """A GatherND whose coordinates are the positions along axes of its result."""
         ways: list[int] = []
+        counters = Counters(op.opset)
         for place, part in enumerate(joined.inputs):
-            coordinate = Affine.of(part, op.opset)
+            coordinate = counters.affine(part)
             if coordinate is None or coordinate.dims[-1] != 1 or place >= len(before):
                 return None
             along = [axis for axis, by in enumerate(coordinate.slope) if by != 0]

@@ -10,13 +10,20 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
-from onnxlathe_passes.conditions import number, same_shape, uniform
-from onnxlathe_passes.coordinates import Affine, truth
+from onnxlathe_passes.conditions import same_shape, uniform
+from onnxlathe_passes.coordinates import Counters
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.views import unsqueeze
 from onnxlathe_passes.weights import derived, tensor_of
 
 _DEEP = 8
-_UNARY = frozenset({"Cast", "Not", "Neg", "Identity", "Abs"})
+_FAR = 64
+_ELEMENTWISE = frozenset(
+    {
+        *("Cast", "Not", "Neg", "Identity", "Abs", "And", "Or", "Where"),
+        *("Equal", "GreaterOrEqual", "Greater", "LessOrEqual", "Less"),
+    }
+)
 _ROOTS = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -89,6 +96,9 @@ class _Leaner:
     opset: int
     done: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.counters = Counters(self.opset)
+
     def zero(self, value: ir.Value, depth: int = 0) -> bool:
         """Whether all entries are 0 in every run."""
         if is_constant(value):
@@ -97,7 +107,7 @@ class _Leaner:
         if node is None or node.domain != "" or depth > _DEEP:
             return False
         if node.op_type == "Where":
-            verdict = truth(node.inputs[0], self.opset)
+            verdict = self.counters.truth(node.inputs[0])
             chosen = None if verdict is None else node.inputs[1 if verdict else 2]
             return chosen is not None and self.zero(chosen, depth + 1)
         if node.op_type in ("Expand", "Unsqueeze", "Reshape", "Squeeze", "Transpose", "Identity"):
@@ -121,18 +131,43 @@ class _Leaner:
                 if (
                     one is not None
                     and other is not None
-                    and truth(one, self.opset) is (node.op_type == "And")
+                    and self.counters.truth(one) is (node.op_type == "And")
                 ):
                     return self.smaller(other, op, depth + 1)
         if node.op_type == "Gather":
             return self.row(node, value, op)
-        if node.op_type in _UNARY or node.op_type in ("And", "Or", "Where"):
+        counter = self.counter(value, op)
+        if counter is not None:
+            return counter
+        if node.op_type in _ELEMENTWISE:
             inputs = [v if v is None else self.smaller(v, op, depth + 1) for v in node.inputs]
             if any(a is not b for a, b in zip(inputs, node.inputs, strict=True)):
                 made: ir.Value = op.node(node.op_type, inputs, dict(node.attributes)).outputs[0]
                 made.type = value.type
                 return made
         return value
+
+    def counter(self, value: ir.Value, op: Builder) -> ir.Value | None:
+        """The range that a value repeats, where it was computed from one in a roundabout way."""
+        counted = self.counters.affine(value)
+        along = [a for a, by in enumerate(counted.slope) if by != 0] if counted is not None else []
+        if counted is None or len(along) != 1 or counted.base != 0 or counted.slope[along[0]] != 1:
+            return None
+        size, after = counted.dims[along[0]], len(counted.dims) - 1 - along[0]
+        work, seen = [value], 0
+        while work and seen < _FAR:
+            node = work.pop().producer()
+            seen += 1
+            if node is None or node.domain != "":
+                continue
+            counts = self.counters.affine(node.outputs[0]) if node.op_type == "Range" else None
+            if counts is not None and (counts.base, counts.slope, counts.dims) == (0, (1,), (size,)):
+                short = node.outputs[0]
+                if short.dtype != value.dtype or seen < 3:
+                    return None
+                return unsqueeze(op, short, list(range(1, after + 1))) if after else short
+            work += [v for v in node.inputs if v is not None]
+        return None
 
     def row(self, node: ir.Node, value: ir.Value, op: Builder) -> ir.Value:
         """The one row of a table that a Gather takes again and again."""
@@ -144,8 +179,9 @@ class _Leaner:
             or attribute(node, "axis", self.opset) != 0
         ):
             return value
-        dims, place = dims_of(table), _everywhere(indices, self.opset)
-        if dims is None or place is None or not all(isinstance(d, int) for d in dims):
+        dims, counted = dims_of(table), self.counters.affine(indices)
+        place = counted.base if counted is not None and counted.steady else None
+        if dims is None or not isinstance(place, int) or not all(isinstance(d, int) for d in dims):
             return value
         count = dims[0]
         if not isinstance(count, int) or not -count <= place < count:
@@ -154,31 +190,3 @@ class _Leaner:
         return derived(
             op, table, [d for d in dims[1:] if isinstance(d, int)], lambda: np.array(source.numpy()[place])
         )
-
-
-def _everywhere(indices: ir.Value, opset: int, depth: int = 0) -> int | None:
-    """The number that all entries of an integer tensor are."""
-    found = number(indices) if is_constant(indices) else None
-    if found is None and is_constant(indices):
-        found = uniform(indices)
-    if found is not None:
-        return found if isinstance(found, int) else None
-    counted = Affine.of(indices, opset)
-    if counted is not None:
-        steady = isinstance(counted.base, int) and all(by == 0 for by in counted.slope)
-        return counted.base if steady and isinstance(counted.base, int) else None
-    node = indices.producer()
-    if node is None or node.domain != "" or depth > _DEEP or node.inputs[0] is None:
-        return None
-    if node.op_type in (
-        "Expand",
-        "GatherElements",
-        "Gather",
-        "Slice",
-        "Reshape",
-        "Unsqueeze",
-        "Squeeze",
-        "Identity",
-    ):
-        return _everywhere(node.inputs[0], opset, depth + 1)
-    return None

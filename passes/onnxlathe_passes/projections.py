@@ -11,8 +11,9 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Bytes, Context, Pass, is_constant, option, remove_unused
-from onnxlathe_passes.conditions import FLOATS, int64, producer, rank, used_once
+from onnxlathe_passes.conditions import FLOATS, producer, rank, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.regroup import split
 from onnxlathe_passes.weights import Array, derived, may_copy, tensor_of
 
 
@@ -147,10 +148,7 @@ def merge(group: Sequence[Projection], opset: int, context: Context, rule: str) 
         product = op.Add(product, _biases(op, group))
     widths = [p.width for p in group]
     axis = (rank(group[0].result) or 0) - 1
-    if opset < 13:
-        parts = op.node("Split", [product], {"axis": axis, "split": widths}, outputs=len(group)).outputs
-    else:
-        parts = op.node("Split", [product, int64(widths)], {"axis": axis}, outputs=len(group)).outputs
+    parts = split(op, product, widths, axis)
     insert(op, first, context)
     substitute([(p.result, part) for p, part in zip(group, parts, strict=True)], context)
     before = [p.product for p in group]

@@ -80,3 +80,14 @@ def reshaped(op: Builder, x: ir.Value, after: Dims) -> ir.Value:
         reject(f"the new shape of {x.name} cannot be written down")
     made: ir.Value = op.Reshape(x, int64(written))
     return made
+
+
+def split(op: Builder, x: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:
+    """The parts of `x` along an axis, by a Split as this opset spells it; equal ones without their sizes."""
+    equal, count = len(set(sizes)) == 1, len(sizes)
+    if op.opset < 13:
+        return op.node("Split", [x], {"axis": axis, "split": list(sizes)}, outputs=count).outputs
+    if not equal:
+        return op.node("Split", [x, int64(sizes)], {"axis": axis}, outputs=count).outputs
+    number = {"num_outputs": count} if op.opset >= 18 else {}
+    return op.node("Split", [x], {"axis": axis, **number}, outputs=count).outputs

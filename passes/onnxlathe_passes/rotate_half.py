@@ -10,8 +10,9 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
-from onnxlathe_passes.conditions import FLOATS, from_front, int64, producer, rank, used_once
+from onnxlathe_passes.conditions import FLOATS, from_front, producer, rank, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.regroup import split
 from onnxlathe_passes.slices import cuts
 from onnxlathe_passes.weights import derived, tensor_of
 
@@ -106,11 +107,8 @@ class RotateHalf(Pass):
             op = Builder(opset)
             if (sine, upper) not in signed:
                 signed[sine, upper] = _signed(op, sine, upper)
-            if opset < 13:
-                parts = op.node("Split", [first.x], {"axis": axes - 1, "split": [lower, upper]}, outputs=2)
-            else:
-                parts = op.node("Split", [first.x, int64([lower, upper])], {"axis": axes - 1}, outputs=2)
-            result = op.Mul(op.Concat(parts.outputs[1], parts.outputs[0], axis=axes - 1), signed[sine, upper])
+            one, two = split(op, first.x, [lower, upper], axes - 1)
+            result = op.Mul(op.Concat(two, one, axis=axes - 1), signed[sine, upper])
             insert(op, node, context)
             substitute([(node.outputs[0], result)], context)
             context.record(self.name, [node, joined, negated], op.nodes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,7 +12,7 @@ from onnxlathe.rewrite import Builder, Context, Pass, remove_unused
 from onnxlathe_passes.conditions import int64
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.lanes import Lane, Lanes, Step
-from onnxlathe_passes.regroup import target
+from onnxlathe_passes.regroup import split, target
 
 _MANY = 8
 """More parts than that are only looked at as a whole."""
@@ -49,24 +48,24 @@ class SplitLate(Pass):
         changes = 0
         work = [node for node in graph if node.op_type == "Split" and node.domain == ""]
         while work:
-            split = work.pop()
-            best = _best(split, opset) if split.graph is graph else None
+            node = work.pop()
+            best = _best(node, opset) if node.graph is graph else None
             if best is not None and context.permit(self.name):
-                work += [node for node in _Move(best, opset, context).apply(self.name) if node.graph is graph]
+                work += [s for s in _Move(best, opset, context).apply(self.name) if s.graph is graph]
                 changes += 1
         return changes
 
 
-def _best(split: ir.Node, opset: int) -> Lanes | None:
+def _best(node: ir.Node, opset: int) -> Lanes | None:
     """All parts, if they have something in common; else the neighbours with the largest gain."""
-    count = len(split.outputs)
-    best = Lanes.of(split, range(count), opset)
+    count = len(node.outputs)
+    best = Lanes.of(node, range(count), opset)
     if best is None or best.gain() > 0:
         return best
     best = None
     runs = [range(a, b) for a in range(count) for b in range(a + 2, count + 1) if b - a < count]
     for run in runs if count <= _MANY else ():
-        found = Lanes.of(split, run, opset)
+        found = Lanes.of(node, run, opset)
         if found is not None and found.gain() > (best.gain() if best is not None else 0):
             best = found
     return best
@@ -100,27 +99,27 @@ class _Move:
 
     def join(self, first: Lane) -> None:
         """The value whose parts the first lane is."""
-        split, parts = self.lanes.split, self.lanes.parts
-        whole = split.inputs[0]
+        node, parts = self.lanes.split, self.lanes.parts
+        whole = node.inputs[0]
         assert whole is not None
-        if len(parts) == len(split.outputs):
+        if len(parts) == len(node.outputs):
             self.joint[id(first)] = whole
             return
         op = Builder(self.opset)
-        sizes = [(dims_of(v) or ())[first.axis] for v in split.outputs]
+        sizes = [(dims_of(v) or ())[first.axis] for v in node.outputs]
         merged = [*sizes[: parts.start], sum(first.sizes), *sizes[parts.stop :]]
-        made = _split(op, whole, merged, first.axis)  # type: ignore[arg-type]
+        made = split(op, whole, merged, first.axis)  # type: ignore[arg-type]
         self.joint[id(first)] = made[parts.start]
-        others = [v for i, v in enumerate(split.outputs) if i not in parts]
+        others = [v for i, v in enumerate(node.outputs) if i not in parts]
         pairs = list(zip(others, [m for i, m in enumerate(made) if i != parts.start], strict=True))
         if self.lanes.leaves(first):
             pairs += self.parts(op, first)
-        self.enter(op, split)
+        self.enter(op, node)
         substitute(pairs, self.context)
 
     def parts(self, op: Builder, lane: Lane) -> list[tuple[ir.Value, ir.Value]]:
         """A Split of the joint value of a lane: what it makes, and what that stands for."""
-        made = _split(op, self.joint[id(lane)], lane.sizes, lane.axis)
+        made = split(op, self.joint[id(lane)], lane.sizes, lane.axis)
         return [(old, new) for old, new in zip(lane.values, made, strict=True) if old is not None]
 
     def step(self, step: Step, exits: set[int]) -> None:
@@ -141,7 +140,7 @@ class _Move:
         for lane, output in zip(step.outputs, made.outputs, strict=True):
             self.joint[id(lane)] = output
             if id(lane) in exits:
-                parts = _split(op, output, lane.sizes, lane.axis)
+                parts = split(op, output, lane.sizes, lane.axis)
                 pairs += [(old, new) for old, new in zip(lane.values, parts, strict=True) if old is not None]
                 pairs += [(old, op.Transpose(parts[i], perm=perm)) for i, old, perm in step.leftovers]
         self.enter(op, min(step.nodes, key=self.order.__getitem__))
@@ -159,10 +158,3 @@ class _Move:
     def enter(self, op: Builder, anchor: ir.Node) -> None:
         insert(op, anchor, self.context)
         self.made += op.nodes
-
-
-def _split(op: Builder, x: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:
-    """A Split as this opset spells it."""
-    if op.opset < 13:
-        return op.node("Split", [x], {"axis": axis, "split": list(sizes)}, outputs=len(sizes)).outputs
-    return op.node("Split", [x, int64(sizes)], {"axis": axis}, outputs=len(sizes)).outputs

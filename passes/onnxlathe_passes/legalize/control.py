@@ -32,7 +32,7 @@ def copied(op: Draft, graph: ir.Graph, inputs: Sequence[ir.Value]) -> list[ir.Va
     outputs = list(clone.outputs)
     clone.outputs.clear()
     for name in list(clone.initializers):
-        op.constants[clone.initializers.pop(name)] = None
+        op.adopt(clone.initializers.pop(name))
     nodes = list(clone)
     clone.remove(nodes)
     for node in nodes:

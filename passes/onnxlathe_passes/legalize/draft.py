@@ -49,7 +49,29 @@ def lowers(*operators: str) -> Callable[[Lowering], Lowering]:
 
 
 class Draft(Builder):
-    """A builder whose values have types and shapes as soon as they are made."""
+    """A builder whose values have types and shapes as soon as they are made.
+
+    Its constants are initializers of a graph of its own meanwhile, so that their contents are known.
+    """
+
+    def __init__(self, opset: int) -> None:
+        super().__init__(opset)
+        self._scratch = ir.Graph([], [], nodes=[], opset_imports={"": opset})
+
+    def weight(self, tensor: ir.TensorProtocol, name: str = "") -> ir.Value:
+        value = super().weight(tensor, name)
+        self.adopt(value)
+        return value
+
+    def adopt(self, value: ir.Value) -> None:
+        """Take in a constant that belongs to no graph."""
+        value.name = f"const_{len(self._scratch.initializers)}"
+        self.constants[value] = None
+        self._scratch.register_initializer(value)
+
+    def release(self, value: ir.Value) -> None:
+        """Let go of a constant, which is to become an initializer elsewhere."""
+        self._scratch.initializers.pop(str(value.name))
 
     def node(
         self,

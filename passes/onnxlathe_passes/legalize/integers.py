@@ -73,8 +73,13 @@ def bits_of(op: Draft, x: ir.Value) -> tuple[ir.Value, ir.Value]:
 def from_bits(op: Draft, bits: ir.Value, sign: ir.Value) -> ir.Value:
     """The numbers that have these bits (as `bits_of` gives them)."""
     dtype = element_type(bits)
-    powers = np.array([1 << k for k in range(BITS[dtype] - 1)], dtype=dtype.numpy())
-    low = op.reduce("Sum", op.Mul(bits, op.constant(powers)), [-1], keepdims=False)
+    # Sums of 16 bits are exact whatever the kernel adds in; ONNX Runtime's adds int64 in double.
+    count = BITS[dtype] - 1
+    terms = op.Mul(bits, op.constant(np.array([1 << (k % 16) for k in range(count)], dtype=dtype.numpy())))
+    low: ir.Value | None = None
+    for start in reversed(range(0, count, 16)):
+        part = op.reduce("Sum", op.slice(terms, -1, start, min(start + 16, count)), [-1], keepdims=False)
+        low = part if low is None else op.Add(op.Mul(low, 1 << 16), part)
     lowest = np.int64(-(1 << (BITS[dtype] - 1)))
     result: ir.Value = op.Add(low, op.Mul(sign, op.like(lowest, sign)))
     return result

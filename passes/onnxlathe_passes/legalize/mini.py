@@ -140,7 +140,8 @@ def install(
     for value in draft.constants:
         if not value.uses() and not any(value is r for r in replacements):
             continue
-        value.name = names.value(f"{base}/{value.name or 'const'}")
+        draft.release(value)
+        value.name = names.value(f"{base}/const")
         graph.register_initializer(value)
     made = list(draft.nodes)
     for new in made:
@@ -181,6 +182,10 @@ def splice(model: ir.Model, node: ir.Node, names: Names) -> list[ir.Node]:
 
     for key in list(inner.initializers):
         value = inner.initializers.pop(key)
+        own = operands.get(key)
+        if own is not None and own.is_initializer() and not own.is_graph_input():
+            value.replace_all_uses_with(own)
+            continue
         value.name = names.value(renamed(key))
         host.register_initializer(value)
     made = list(inner)

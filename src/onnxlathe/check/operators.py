@@ -7,22 +7,38 @@ operands of one shape.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.check.sketch import FLOATS, Array, Impossible, Size, Sketch, Slot, Want, schema_of, wanted
+from onnxlathe.check.operands import (
+    INT64,
+    PARTS,
+    Attributes,
+    Draw,
+    Operands,
+    constant_operand,
+    image,
+    integers,
+    needed,
+    signed,
+)
+from onnxlathe.check.sketch import FLOATS, Impossible, Size, Sketch, Slot, Want, schema_of, wanted
+from onnxlathe.check.views import (
+    concat,
+    expand,
+    gather,
+    pad,
+    reshape,
+    resize,
+    slices,
+    split,
+    squeeze,
+    transpose,
+)
 
-Operands = list["ir.Value | None"]
-Attributes = dict[str, Any]
-Draw = Callable[[Sketch, str, Sequence[Slot], Attributes, Want], Operands]
-
-BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
-PARTS = "_parts"
-"""Not an attribute: tells `split` how many outputs its node has."""
+BOOL = ir.DataType.BOOL
 _ROOTS = frozenset({"Sqrt", "Log", "Reciprocal"})
 
 
@@ -70,12 +86,6 @@ def build(
     return s.node(op_type, operands, settled, domain, outputs), settled
 
 
-def _need(value: ir.Value | None) -> ir.Value:
-    if value is None:
-        raise Impossible
-    return value
-
-
 def _order(s: Sketch, slots: Sequence[Slot]) -> list[int]:
     """Which operand to build first: one that is not a constant, since constants follow."""
     strong = [i for i, slot in enumerate(slots) if not slot.weak] or list(range(len(slots)))
@@ -105,7 +115,7 @@ def elementwise(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attribute
         ask = wanted(ask, positive=True)
     values[first] = slots[first](ask)
     for i in others:
-        dims = s.dims(_need(values[first]))
+        dims = s.dims(needed(values[first]))
         positive = ask.positive or (op in ("Div", "Mod") and i == 1) or op == "Pow"
         rank = len(want.shape) if want.exact and want.shape is not None else 5
         partner = s.partner(dims, larger=not want.exact and len(dims) < rank)
@@ -131,7 +141,7 @@ def where(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, wan
         asked = shape if number == 0 else s.partner(shape, larger=not want.exact)
         values[i] = slots[i](Want(shape=asked, dtype=want.dtype or s.dtype, exact=want.exact))
         if number == 0:
-            shape = s.dims(_need(values[i]))
+            shape = s.dims(needed(values[i]))
     values[0] = slots[0](Want(shape=s.partner(shape, larger=not want.exact), dtype=BOOL))
     return values
 
@@ -145,42 +155,22 @@ def clip(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want
                 attributes[name] = float(bound)
         return [x, *(slot(Want(absent=True)) for slot in slots[1:])]
     values: Operands = [x]
-    dtype = _need(x).dtype or s.dtype
+    dtype = needed(x).dtype or s.dtype
     for slot, bound in zip(slots[1:], (low, high), strict=False):
-        values.append(_bound(s, slot, np.array(bound, dtype.numpy())))
+        values.append(constant_operand(s, slot, np.array(bound, dtype.numpy())))
     return values
-
-
-def _bound(s: Sketch, slot: Slot, array: Array) -> ir.Value | None:
-    if slot.can_be_absent and s.chance(3):
-        return slot(Want(absent=True))
-    return slot(Want(array=array, shape=array.shape, dtype=ir.DataType.from_numpy(array.dtype)))
-
-
-def integers(s: Sketch, slots: Sequence[Slot], index: int, numbers: Sequence[int] | None) -> ir.Value | None:
-    """An operand of known integers (axes, a shape), or none."""
-    if index >= len(slots):
-        return None
-    if numbers is None:
-        return slots[index](Want(absent=True))
-    array = np.array(numbers, np.int64)
-    return slots[index](Want(array=array, shape=array.shape, dtype=INT64))
-
-
-def _signed(s: Sketch, axis: int, rank: int) -> int:
-    return axis - rank if s.chance(3) else axis
 
 
 def reduce(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
     shape = want.shape if want.shape is not None and want.shape else s.shape(least=1)
     positive = op in ("ReduceLogSum", "ReduceProd") or want.positive
-    x = _need(slots[0](Want(shape=shape, dtype=want.dtype or s.dtype, positive=positive)))
+    x = needed(slots[0](Want(shape=shape, dtype=want.dtype or s.dtype, positive=positive)))
     rank = len(s.dims(x))
     if rank == 0:
         raise Impossible
     attributes.setdefault("keepdims", s.pick(1, 0))
     chosen = s.again(("axes", rank), lambda: s.pick([rank - 1], s.subset(range(rank), least=1)))
-    axes: list[int] | None = [_signed(s, axis, rank) for axis in chosen]
+    axes: list[int] | None = [signed(s, axis, rank) for axis in chosen]
     if s.chance(8):
         axes = None
     as_attribute = "axes" in schema_of(op, s.opset).attributes
@@ -196,7 +186,7 @@ def reduce(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, wa
 def along_axis(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
     """Softmax, ArgMax, CumSum and others with one axis."""
     shape = want.shape if want.shape else s.shape(least=1)
-    x = _need(slots[0](wanted(want, shape=shape, dtype=s.dtype)))
+    x = needed(slots[0](wanted(want, shape=shape, dtype=s.dtype)))
     rank = len(s.dims(x))
     if "axis" not in attributes and rank:
         axis = s.pick(*range(-1, rank))
@@ -225,7 +215,7 @@ def matmul(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, wa
     shape = want.shape if want.shape is not None and len(want.shape) >= 2 else s.shape(least=2)
     values: Operands = [None, None]
     values[first] = slots[first](Want(shape=shape, dtype=want.dtype or s.dtype, exact=True))
-    dims = s.dims(_need(values[first]))
+    dims = s.dims(needed(values[first]))
     if not dims:
         raise Impossible
     inner = dims[-1] if first == 0 or len(dims) == 1 else dims[-2]
@@ -252,7 +242,7 @@ def gemm(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want
     rows, columns = exact if exact is not None else (s.shape(1, 1)[0], s.pick(3, 2, 4, 1))
     shape = (rows, s.pick(4, 2, 3, 1))
     shape = shape[::-1] if attributes["transA"] else shape
-    a = _need(slots[0](Want(shape=shape, dtype=s.dtype, exact=True)))
+    a = needed(slots[0](Want(shape=shape, dtype=s.dtype, exact=True)))
     dims = s.dims(a)
     if len(dims) != 2:
         raise Impossible
@@ -266,14 +256,6 @@ def gemm(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want
             bias = s.pick((columns,), (rows, columns), (1, columns), (rows, 1), (), (1,))
             values.append(slots[2](Want(shape=bias, dtype=s.dtype, exact=True)))
     return values
-
-
-def _image(s: Sketch, want: Want) -> tuple[Size, ...]:
-    if want.shape is not None and len(want.shape) >= 3:
-        return want.shape
-    spatial = s.pick(2, 1)
-    batch: Size = s.shape(1, 1)[0]
-    return (batch, s.pick(4, 2, 3, 1), *(s.pick(5, 4, 6) for _ in range(spatial)))
 
 
 def _window(s: Sketch, attributes: Attributes, spatial: int, kernel: Sequence[int]) -> None:
@@ -290,7 +272,7 @@ def _window(s: Sketch, attributes: Attributes, spatial: int, kernel: Sequence[in
 
 
 def conv(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    x = _need(slots[0](Want(shape=_image(s, want), dtype=s.dtype, exact=True)))
+    x = needed(slots[0](Want(shape=image(s, want), dtype=s.dtype, exact=True)))
     dims = s.dims(x)
     if len(dims) < 3 or not isinstance(dims[1], int):
         raise Impossible
@@ -316,7 +298,7 @@ def conv(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want
 
 
 def pool(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    x = _need(slots[0](Want(shape=_image(s, want), dtype=s.dtype, exact=True)))
+    x = needed(slots[0](Want(shape=image(s, want), dtype=s.dtype, exact=True)))
     spatial = len(s.dims(x)) - 2
     if spatial < 1:
         raise Impossible
@@ -331,8 +313,8 @@ def pool(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want
 
 def per_channel(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
     """BatchNormalization and InstanceNormalization."""
-    shape = want.shape if want.shape is not None and len(want.shape) >= 2 else _image(s, want)
-    x = _need(slots[0](Want(shape=shape, dtype=s.dtype, exact=True)))
+    shape = want.shape if want.shape is not None and len(want.shape) >= 2 else image(s, want)
+    x = needed(slots[0](Want(shape=shape, dtype=s.dtype, exact=True)))
     dims = s.dims(x)
     if len(dims) < 2:
         raise Impossible
@@ -346,7 +328,7 @@ def per_channel(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attribute
 def normalized(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
     """LayerNormalization and RMSNormalization."""
     shape = want.shape if want.shape else s.shape(least=1)
-    x = _need(slots[0](Want(shape=shape, dtype=want.dtype or s.dtype, exact=True)))
+    x = needed(slots[0](Want(shape=shape, dtype=want.dtype or s.dtype, exact=True)))
     dims = s.dims(x)
     axis = attributes.setdefault("axis", s.pick(*range(-1, -len(dims) - 1, -1)))
     attributes.setdefault("epsilon", s.pick(None, 0.125))
@@ -357,184 +339,6 @@ def normalized(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes
         else:
             values.append(slot(Want(shape=dims[axis:], dtype=x.dtype, exact=True)))
     return values
-
-
-def transpose(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    from hypothesis import strategies as st
-
-    shape = want.shape if want.shape is not None else s.shape(least=1)
-    perm = attributes.get("perm")
-    if perm is None and "perm" not in attributes:
-        perm = s.again(("perm", len(shape)), lambda: s.draw(st.permutations(range(len(shape)))))
-        attributes["perm"] = list(perm) if shape else None
-    order = perm if perm is not None else list(range(len(shape)))[::-1]
-    if sorted(order) != list(range(len(shape))):
-        raise Impossible
-    source: list[Size] = [0] * len(shape)
-    for i, axis in enumerate(order):
-        source[axis] = shape[i]
-    return [slots[0](wanted(want, shape=tuple(source)))]
-
-
-def reshape(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    shape = want.shape if want.shape is not None else s.shape(least=1)
-    x = _need(slots[0](Want(shape=shape if s.chance(2) else s.shape(least=1), dtype=want.dtype)))
-    dims = s.dims(x)
-    still = [i for i, d in enumerate(dims) if not isinstance(d, int)]
-    if len(still) > 1 or (still and still[0] != 0):
-        target = [0 if not isinstance(d, int) else d for d in dims]
-    else:
-        rest = math.prod(d for d in dims if isinstance(d, int))
-        static = s.pick([rest], [rest, 1], [1, rest], _halves(rest), list(dims[1:] if still else dims))
-        target = [0 if s.chance(2) else -1, *static] if still else list(static)
-        if not still and target and s.chance(3):
-            target[s.pick(*range(len(target)))] = -1
-    return [x, integers(s, slots, 1, target)]
-
-
-def _halves(number: int) -> list[int]:
-    factor = next((f for f in (2, 3, 5) if number % f == 0), 1)
-    return [factor, number // factor]
-
-
-def squeeze(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    shape = list(want.shape if want.shape is not None else s.shape(most=3))
-    number = s.pick(1, 2)
-    axes = sorted({s.pick(*range(len(shape) + 1)) for _ in range(number)})
-    if op == "Squeeze":
-        for axis in axes:
-            shape.insert(axis, 1)
-        shape = shape[:5]
-        x = _need(slots[0](wanted(want, shape=tuple(shape), exact=True)))
-        dims = s.dims(x)
-        axes = [a for a in axes if a < len(dims) and dims[a] == 1]
-        rank = len(dims)
-    else:
-        if want.shape is not None:
-            axes = [i for i, size in enumerate(shape) if size == 1][:number]
-            shape = [size for i, size in enumerate(shape) if i not in axes]
-        x = _need(slots[0](wanted(want, shape=tuple(shape), exact=True) if want.shape is not None else want))
-        rank = len(s.dims(x)) + len(axes)
-        if want.shape is None:
-            # Perhaps the very axes that a reduction took away.
-            known = [a for (_, r), a in s.memory.items() if _ == "axes" and r == len(s.dims(x)) + len(a)]
-            axes = known[0] if known and s.chance(2) else [a for a in axes if a < rank]
-            rank = len(s.dims(x)) + len(axes)
-    # No axes at all is not the same as none given, and runtimes disagree about it.
-    chosen: list[int] | None = [_signed(s, a, rank) for a in axes] or None
-    if op == "Squeeze" and s.chance(6):
-        chosen = None
-    if s.opset < 13:
-        attributes.setdefault("axes", chosen)
-        return [x]
-    return [x, integers(s, slots, 1, chosen)] if len(slots) > 1 else [x]
-
-
-def expand(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    x = _need(slots[0](Want(shape=want.shape, dtype=want.dtype)))
-    dims = s.dims(x)
-    if op == "Tile":
-        return [x, integers(s, slots, 1, [s.pick(1, 2) for _ in dims])]
-    target = [d if isinstance(d, int) and (d != 1 or s.chance(2)) else 1 for d in dims]
-    target = [s.pick(3, 1) if d == 1 and isinstance(dims[i], int) else d for i, d in enumerate(target)]
-    if s.chance(3) and len(target) < 5:
-        target = [s.pick(2, 1), *target]
-    return [x, integers(s, slots, 1, target)]
-
-
-def slices(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    shape = want.shape if want.shape else s.shape(least=1)
-    x = _need(slots[0](Want(shape=shape, dtype=want.dtype)))
-    rank = len(s.dims(x))
-    axes = s.subset(range(rank), least=1)
-    steps = [s.pick(1, 2, -1) for _ in axes] if len(slots) > 4 and s.chance(2) else None
-    starts, ends = [], []
-    for i in range(len(axes)):
-        back = steps is not None and steps[i] < 0
-        starts.append(s.pick(-1) if back else s.pick(0, 1, -2))
-        ends.append(s.pick(-(2**62)) if back else s.pick(2**62, 3, -1))
-    if s.opset < 10:
-        attributes.update(axes=axes, starts=starts, ends=ends)
-        return [x]
-    signed = [_signed(s, a, rank) for a in axes]
-    values = [x, integers(s, slots, 1, starts), integers(s, slots, 2, ends), integers(s, slots, 3, signed)]
-    return [*values, integers(s, slots, 4, steps)]
-
-
-def concat(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    shape = want.shape if want.shape else s.shape(least=1)
-    first = _need(slots[0](wanted(want, shape=shape)))
-    dims = s.dims(first)
-    if not dims:
-        raise Impossible
-    axis = attributes.get("axis")
-    if axis is None:
-        axis = attributes["axis"] = _signed(s, s.pick(*range(len(dims))), len(dims))
-    values: Operands = [first]
-    for slot in slots[1:]:
-        other = list(dims)
-        other[axis] = s.pick(dims[axis], 2, 1, 0)
-        values.append(slot(Want(shape=tuple(other), dtype=first.dtype, exact=True)))
-    return values
-
-
-def pad(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    shape = want.shape if want.shape else _image(s, want) if s.chance(2) else s.shape(least=1)
-    x = _need(slots[0](Want(shape=shape, dtype=want.dtype)))
-    rank = len(s.dims(x))
-    quiet = rank > 2 and s.chance(2)  # leave batch and channels alone
-    sides = [0 if quiet and i % rank < 2 else s.pick(0, 1, 2) for i in range(2 * rank)]
-    attributes.setdefault("mode", s.pick(None, "edge", "reflect") if s.chance(3) else None)
-    if s.opset < 11:
-        attributes.setdefault("pads", sides)
-        return [x]
-    values = [x, integers(s, slots, 1, sides)]
-    if len(slots) > 2:
-        value = np.array(s.pick(0, 1), (x.dtype or s.dtype).numpy())
-        values.append(_bound(s, slots[2], value))
-    return values
-
-
-def split(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    shape = want.shape if want.shape else s.shape(least=1)
-    x = _need(slots[0](Want(shape=shape, dtype=want.dtype)))
-    dims = s.dims(x)
-    axes = [i for i, d in enumerate(dims) if isinstance(d, int) and d > 1]
-    if not axes:
-        raise Impossible
-    attributes.setdefault("axis", s.pick(*axes))
-    size, parts = dims[attributes["axis"]], attributes.pop(PARTS, 2)
-    if size < parts:
-        raise Impossible
-    if len(slots) > 1:
-        return [x, integers(s, slots, 1, [1] * (parts - 1) + [size - parts + 1])]
-    if s.opset >= 18:
-        attributes["num_outputs"] = parts
-    elif size % parts:
-        raise Impossible
-    return [x]
-
-
-def gather(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    shape = want.shape if want.shape else s.shape(least=1)
-    x = _need(slots[0](Want(shape=shape, dtype=want.dtype)))
-    rank = len(s.dims(x))
-    attributes.setdefault("axis", s.pick(*range(rank)) if rank else 0)
-    indices = np.array(s.pick([0], 0, [0, -1], [[0]]), np.int64)
-    return [x, slots[1](Want(array=indices, shape=indices.shape, dtype=INT64))]
-
-
-def resize(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:
-    x = _need(slots[0](Want(shape=_image(s, want), dtype=s.dtype)))
-    rank = len(s.dims(x))
-    attributes.setdefault("mode", s.pick("nearest", "linear"))
-    scales = np.array([1, 1, *(s.pick(1, 2) for _ in range(rank - 2))], np.float32)
-    wants = Want(array=scales, shape=scales.shape, dtype=ir.DataType.FLOAT)
-    if op == "Upsample" or s.opset < 11:
-        return [x, slots[1](wants)]
-    modes = ("half_pixel", "asymmetric", "align_corners")
-    attributes.setdefault("coordinate_transformation_mode", s.pick(*modes))
-    return [x, slots[1](Want(absent=True)), slots[2](wants)]
 
 
 def passing(s: Sketch, op: str, slots: Sequence[Slot], attributes: Attributes, want: Want) -> Operands:

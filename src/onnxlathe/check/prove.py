@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
-from onnxlathe.check.process import RUNTIMES, Ran, Workers, blind, difference
+from onnxlathe.check.compare import Difference, compare, serialized
+from onnxlathe.check.process import Workers
 from onnxlathe.check.sketch import SIZES, Impossible
 from onnxlathe.errors import LatheError, PassError, UsageError
 from onnxlathe.infer import infer_model
@@ -25,9 +24,6 @@ from onnxlathe.rewrite import LocalRule, Pass
 
 _SECONDS = 10.0
 """What a pass may take for a small model before it counts as never ending."""
-
-_SLACK_ON_LARGE = 100.0
-"""Inputs of large numbers are there to show overflows, not rounding errors."""
 
 
 @dataclass
@@ -312,12 +308,12 @@ class Prover:
             # It changes types and numbers, as it was asked to; the rest it must leave alone.
             if _names(_interface(model)) != _names(interface):
                 raise found("interface", _changed(_names(interface), _names(_interface(model))), model)
-            compared: list[str] | _Difference = []
+            compared: list[str] | Difference = []
         else:
             if _interface(model) != interface:
                 raise found("interface", _changed(interface, _interface(model)), model)
-            compared = self._compare(original, model, feeds, file)
-        if isinstance(compared, _Difference):
+            compared = compare(self.workers, original, model, feeds, file)
+        if isinstance(compared, Difference):
             raise found("different", compared.problem, model, compared.how or where)
         proof.fired += 1
         proof.compared.update(compared)
@@ -339,88 +335,8 @@ class Prover:
         return sum(record.changes for record in runner.records if not record.implied)
 
     def _valid(self, model: Model, feeds: Sequence[dict[str, Any]]) -> bool:
-        found = self.workers.run([_bytes(model)], feeds[:1])
+        found = self.workers.run([serialized(model)], feeds[:1])
         return any(not ran[0].error for ran in found.values())
-
-    def _compare(
-        self, before: Model, after: Model, feeds: Sequence[dict[str, Any]], file: Path | None
-    ) -> list[str] | _Difference:
-        """The runtimes that find both equal, or what one of them finds different.
-
-        Raises:
-            Impossible: no runtime takes the model as it was.
-        """
-        runtimes = RUNTIMES if file is None else RUNTIMES[:1]
-        with contextlib.ExitStack() as stack:
-            models: list[bytes | str]
-            models = [_bytes(before), _bytes(after)] if file is None else [str(file), _saved(after, stack)]
-            found = self.workers.run(models, feeds, runtimes)
-        if all(ran[0].error for ran in found.values()):
-            raise Impossible
-        names = [v.name or "" for v in before.graph.outputs]
-        equal = []
-        trusted: Ran | None = None
-        for runtime, (old, new) in found.items():
-            if old.error:
-                continue
-            if trusted is not None and _unlike(trusted, old):
-                continue  # the runtimes disagree about the original: the second is not to be believed
-            trusted = trusted or old
-            if new.error:
-                # The reference evaluator has its own faults with operators that ONNX Runtime runs.
-                if old is not trusted or _unsupported(new.error):
-                    continue
-                return _Difference(f"{runtime} cannot run it any more: {new.error.splitlines()[0]}")
-            for index, (wanted, given) in enumerate(zip(old.outputs, new.outputs, strict=True)):
-                slack = _SLACK_ON_LARGE if index == len(SIZES) else 1.0
-                for name, a, b in zip(names, wanted, given, strict=True):
-                    problem = difference(a, b, slack=slack)
-                    if problem:
-                        return _Difference(f"output '{name}' {problem}", _feed_text(feeds[index], runtime))
-            if not blind(old.outputs[0]):
-                equal.append(runtime)
-        return equal
-
-
-@dataclass(frozen=True)
-class _Difference:
-    problem: str
-    how: str = ""
-
-
-def _unlike(first: Ran, second: Ran) -> bool:
-    return any(
-        difference(a, b, slack=2.0)
-        for one, two in zip(first.outputs[:2], second.outputs[:2], strict=True)
-        for a, b in zip(one, two, strict=True)
-    )
-
-
-def _unsupported(error: str) -> bool:
-    return any(word in error for word in _NOT_SUPPORTED)
-
-
-_NOT_SUPPORTED = (
-    "NOT_IMPLEMENTED",
-    "NotImplemented",
-    "No Op registered",
-    "not a registered function",
-    "No implementation",
-    "RuntimeImplementation",
-    "only *guarantees*",
-)
-
-
-def _feed_text(feed: dict[str, Any], runtime: str) -> str:
-    import numpy as np
-
-    parts = []
-    for name, array in feed.items():
-        numbers = np.array2string(array, precision=4, separator=", ", threshold=8).replace("\n", "")
-        parts.append(
-            f"{name} = {' '.join(numbers.split())}" if array.size <= 8 else f"{name}{list(array.shape)}"
-        )
-    return f"{runtime} with {', '.join(parts)}" if parts else runtime
 
 
 def _interface(model: Model) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -467,22 +383,6 @@ def _reasons(subject: LocalRule, model: Model) -> Iterator[str]:
             reason = subject.attempt(node, Builder(model.opset)).reason
             if reason and "'" not in reason:
                 yield reason
-
-
-def _bytes(model: Model) -> bytes:
-    data: bytes = ir.to_proto(model.ir).SerializeToString()
-    return data
-
-
-def _saved(model: Model, stack: contextlib.ExitStack) -> str:
-    import tempfile
-
-    from onnxlathe.model import save
-
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxlathe-check-"))
-    path = Path(folder) / "after.onnx"
-    save(model, path)
-    return str(path)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ _ENGINE: Sequence[Decorator] = (
         "--min-shapes", "--minShapes", multiple=True, metavar="INPUT:SHAPE[,…]",
         help="Smallest shapes of the engine's inputs: ids:1x1,mask:1x1. Again for a further profile.",
     ),
-    click.option("--opt-shapes", "--optShapes", multiple=True, metavar="INPUT:SHAPE[,…]", help="Shapes to be fastest at."),
+    click.option(
+        "--opt-shapes", "--optShapes", multiple=True, metavar="INPUT:SHAPE[,…]", help="Shapes to be fastest at."
+    ),
     click.option("--max-shapes", "--maxShapes", multiple=True, metavar="INPUT:SHAPE[,…]", help="Largest shapes."),
     click.option(
         "--range", "ranges", multiple=True, metavar="NAME=MIN:OPT:MAX",

@@ -184,23 +184,27 @@ class _Job:
         from onnxlathe.cli.debug_text import show_mended
         from onnxlathe.cli.options import registry_with
         from onnxlathe.cli.output import out
-        from onnxlathe.debug.fix import mend
+        from onnxlathe.debug.fix import Mended, mend
         from onnxlathe.model import save
 
         options = self.options
-        if diagnosis.accepted:
+        if diagnosis.accepted and not options["bound"]:
             return 0
-        mended = mend(
-            model,
-            oracle,
-            diagnosis,
-            verify=self._verify(model),
-            registry=registry_with(options["plugins"]),
-            io_types=options["io_types"],
-            progress=say,
+        mended = (
+            Mended(model, True)  # binding inputs was enough
+            if diagnosis.accepted
+            else mend(
+                model,
+                oracle,
+                diagnosis,
+                verify=self._verify(model),
+                registry=registry_with(options["plugins"]),
+                io_types=options["io_types"],
+                progress=say,
+            )
         )
         output: Path | None = options["output"] or self.source.with_name(f"{self.source.stem}.fixed.onnx")
-        if any(a.kept for a in mended.attempts) and output is not None:
+        if (mended.accepted or any(a.kept for a in mended.attempts)) and output is not None:
             save(mended.model, output)
         else:
             output = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from onnxlathe.debug.fix import Mended
 
 _NODES_SHOWN = 6
 _MESSAGE_LINES = 3
+_INDENT, _LABEL = 3, 10  # columns before a label, and of it
 
 
 def show_diagnosis(console: Console, diagnosis: Diagnosis, source: Path) -> None:
@@ -29,16 +31,18 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis, source: Path) -> None
         title = cause.title if cause else "a reason that the catalogue does not know"
         name = f"  [dim]({cause.id})[/]" if cause else ""
         console.print(f"[bold]{number}. {escape(title)}[/]{name}")
-        console.print(Padding(_group(cause, findings, source), (0, 0, 0, 3)))
+        _show_group(console, cause, findings, source)
     if diagnosis.unexamined:
         names = _some(diagnosis.unexamined)
         console.print(f"\n[dim]behind them, and not examined:[/] {escape(names)}")
     for cause, nodes in diagnosis.remarks:
         console.print(f"\n[yellow]remark[/]  {escape(cause.title)}: {escape(_some(nodes))}")
-        console.print(Padding(escape(cause.why), (0, 0, 0, 8)))
+        _row(console, "", cause.why)
     if diagnosis.findings and diagnosis.asked:
         path = shlex.quote(str(source))
-        console.print(f"\n[bold]next[/]  optimize debug {escape(path)} --fix       tries what mends it")
+        console.print(
+            f"\n[bold]next[/]  optimize debug {escape(path)} --fix       tries what mends it", soft_wrap=True
+        )
         if diagnosis.asked:
             console.print(
                 f"      optimize debug {escape(path)} --reduce    makes the smallest model that shows it"
@@ -68,27 +72,43 @@ def _nodes(count: int) -> str:
     return f"{count} node{'' if count == 1 else 's'}"
 
 
-def _group(cause: Cause | None, findings: Sequence[Finding], source: Path) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column()
+def _show_group(console: Console, cause: Cause | None, findings: Sequence[Finding], source: Path) -> None:
     first = findings[0]
-    grid.add_row("where", escape(_where(first)))
+    _row(console, "where", _where(first))
     for line in first.around:
-        style = "[cyan]" if line.startswith("→") else "[dim]"
-        grid.add_row("", f"{style}{escape(line)}[/]")
+        _line(console, line, "cyan" if line.startswith("→") else "dim")
     if len(findings) > 1:
-        others = [f"{f.node} ({f.operator})" for f in findings[1:]]
-        grid.add_row("also", escape(_some(others)))
-    grid.add_row("why", escape(cause.why) if cause else "[dim]see what the target says[/]")
+        _row(console, "also", _some([f"{f.node} ({f.operator})" for f in findings[1:]]))
+    _row(console, "why", cause.why if cause else "see what the target says")
     lines = [line.strip() for line in first.message.splitlines() if line.strip()][:_MESSAGE_LINES]
     if first.how != "table" or not cause:
-        grid.add_row("it says", f"[dim]{escape(chr(10).join(lines))}[/]")
+        _row(console, "it says", "\n".join(lines), "dim")
     for number, remedy in enumerate(cause.remedies if cause else ()):
-        grid.add_row("mends it" if number == 0 else "or", escape(_remedy(remedy, source)))
+        _row(console, "mends it" if number == 0 else "or", remedy.say)
+        for command in _commands(remedy, source):
+            _line(console, f"    {command}")
+        if remedy.python:
+            _line(console, f"    at export:  {remedy.python}")
+        if remedy.changes:
+            _row(console, "", f"changes: {remedy.changes}")
     if cause is not None and cause.references:
-        grid.add_row("see", f"[dim]{escape(', '.join(cause.references))}[/]")
-    return grid
+        _row(console, "see", ", ".join(cause.references), "dim")
+
+
+def _row(console: Console, label: str, text: str, style: str = "") -> None:
+    """A label and a text beside it, wrapped."""
+    width = max(40, console.width - _INDENT - _LABEL)
+    lines = [w for line in text.splitlines() for w in textwrap.wrap(line, width, break_on_hyphens=False)]
+    for number, line in enumerate(lines or [""]):
+        head = f"[bold]{escape(f'{label:<{_LABEL}}')}[/]" if number == 0 else " " * _LABEL
+        body = f"[{style}]{escape(line)}[/]" if style else escape(line)
+        console.print(" " * _INDENT + head + body, soft_wrap=True)
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    """A line that must stay one: a node, or a command to be copied."""
+    body = f"[{style}]{escape(text)}[/]" if style else escape(text)
+    console.print(" " * (_INDENT + _LABEL) + body, soft_wrap=True)
 
 
 def _where(finding: Finding) -> str:
@@ -105,23 +125,19 @@ def _where(finding: Finding) -> str:
     return f"{text}  [{found}]" if found else text
 
 
-def _remedy(remedy: Remedy, source: Path) -> str:
-    lines = [remedy.say]
-    path = shlex.quote(str(source))
-    if remedy.passes or remedy.option.startswith(("--dim", "--shape", "--freeze", "--external")):
+def _commands(remedy: Remedy, source: Path) -> list[str]:
+    """The commands that apply a remedy."""
+    path, option = shlex.quote(str(source)), remedy.option
+    if option.startswith(("--range", "--memory-pool")):
+        return [f"optimize build {path} {option}"]
+    if option.startswith(("--reduce", "--timeout", "--plugins")):
+        return [f"optimize debug {path} {option}"]
+    if option.startswith("--bind"):
+        return [f"optimize debug {path} --fix {option}"]
+    if remedy.passes or option:
         passes = f" --passes '{remedy.passes}'" if remedy.passes else ""
-        option = f" {remedy.option}" if remedy.option and not remedy.option.startswith("--bind") else ""
-        lines.append(f"    optimize {path}{passes}{option}")
-    elif remedy.option.startswith(("--range", "--memory")):
-        lines.append(f"    optimize build {path} {remedy.option}")
-    if remedy.option.startswith(("--bind", "--reduce", "--timeout", "--plugins")):
-        fix = " --fix" if remedy.option.startswith("--bind") else ""
-        lines.append(f"    optimize debug {path}{fix} {remedy.option}")
-    if remedy.python:
-        lines.append(f"    at export:  {remedy.python}")
-    if remedy.changes:
-        lines.append(f"    changes: {remedy.changes}")
-    return "\n".join(lines)
+        return [f"optimize {path}{passes}{f' {option}' if option else ''}"]
+    return []
 
 
 def _some(names: Sequence[str]) -> str:

@@ -227,10 +227,13 @@ def _has_rank(node: ir.Node, ranks: Iterable[int]) -> bool:
 
 
 def _is_computed(node: ir.Node, index: int) -> bool:
-    from onnxlathe.infer import constant
+    from onnxlathe.infer import constant, known
 
     value = node.inputs[index] if index < len(node.inputs) else None
-    return value is not None and constant(value) is None
+    if value is None or constant(value) is not None:
+        return False
+    content = known(value)  # what the target's own constant folding will find, too
+    return content is None or not all(isinstance(e, int | float | bool) for e in content.reshape(-1).tolist())
 
 
 def _in_range(version: str, condition: str) -> bool:

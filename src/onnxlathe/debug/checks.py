@@ -94,13 +94,14 @@ class WrongAfter:
         return self.bench.different(part, changed, feeds, self.tolerances)
 
     def suspects(self, model: Model) -> list[list[str]]:
-        """Names of the nodes that each change of the pipeline replaces, for the reduction to begin with."""
+        """Names of the nodes that each change of the pipeline replaces, for the reduction to begin with.
+
+        Raises:
+            LatheError: the pipeline cannot be read, or a pass fails.
+        """
         from onnxlathe.api import optimize
 
-        try:
-            result = optimize(model.clone(), self.pipeline, verify=False, registry=self.registry)
-        except LatheError:
-            return []
+        result = optimize(model.clone(), self.pipeline, verify=False, registry=self.registry)
         groups = [list(f.before) for step in result.steps for f in step.firings if f.before]
         return list({tuple(group): group for group in groups}.values())
 

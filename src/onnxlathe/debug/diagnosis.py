@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import onnx_ir as ir
 
 from onnxlathe.debug.ask import Complaint, Hearing, Oracle
 from onnxlathe.debug.catalogue import Cause, find_cause, operator_of, silent_causes
 from onnxlathe.debug.locate import Locator, Place, Signature, signature
 from onnxlathe.debug.parts import UncutError, Workpiece
+from onnxlathe.debug.surroundings import neighbourhood
 from onnxlathe.model import Model, load
 from onnxlathe.rewrite import origin
 from onnxlathe.target import Target
@@ -184,7 +183,9 @@ def diagnose(
         if hearing.only_at is not None:
             result.only_at = hearing.only_at["bindings"]
             sizes = ", ".join(f"{name}={size}" for name, size in result.only_at.items())
-            result.notes.append(f"an engine for one size can be built ({sizes}); for a range of sizes it cannot")
+            result.notes.append(
+                f"an engine for one size can be built ({sizes}); for a range of sizes it cannot"
+            )
         _Search(work, oracle, result, started + budget, progress).run(hearing)
     result.remarks = remarks(work, target)
     result.questions, result.seconds = oracle.asked - asked, time.perf_counter() - started
@@ -220,9 +221,11 @@ class _Search:
     def run(self, first: Hearing) -> None:
         kept = list(range(len(self.work.nodes)))
         if any(c.fatal for c in first.complaints):
-            self.locator.inner = max(5.0, min(self.oracle.timeout / 4, 4 * first.seconds + 5))
+            self.locator.inner = min(
+                self.oracle.timeout, max(5.0, min(self.oracle.timeout / 4, 4 * first.seconds))
+            )
         elif first.seconds:
-            self.locator.inner = max(20.0, min(self.oracle.timeout, 10 * first.seconds))
+            self.locator.inner = min(self.oracle.timeout, max(20.0, 10 * first.seconds))
         hearing = self._ask(kept)
         if hearing is None or hearing.accepted:
             self._file_level(first)
@@ -372,35 +375,6 @@ def finding_at(work: Workpiece, complaint: Complaint, place: Place, cause: Cause
         cause=cause,
         around=tuple(neighbourhood(work, node)),
     )
-
-
-def neighbourhood(work: Workpiece, node: ir.Node, most: int = 9) -> list[str]:
-    """The node and those beside it as text, one a line; the node's line begins with an arrow."""
-    from onnxlathe.report.graph_text import node_lines
-
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        return list(node_lines(node))
-    near: dict[int, ir.Node] = {id(node): node}
-    for value in node.inputs:
-        producer = value.producer() if value is not None else None
-        if producer is not None and producer.graph is graph and producer.op_type != "Constant":
-            near[id(producer)] = producer
-    for value in node.outputs:
-        for user, _ in value.uses():
-            if user.graph is graph and len(near) < most:
-                near[id(user)] = user
-    lines = []
-    for other in _in_order(graph, near):
-        text = list(node_lines(other))
-        shown = text if other is node and len(text) <= 12 else text[:1]
-        mark = "→ " if other is node else "  "
-        lines += [f"{mark}{shown[0]}", *(f"  {line}" for line in shown[1:])]
-    return lines
-
-
-def _in_order(graph: ir.Graph, near: dict[int, ir.Node]) -> Iterable[ir.Node]:
-    return (node for node in graph if id(node) in near)
 
 
 def signature_of(finding: Finding) -> Signature:

@@ -166,7 +166,8 @@ def _try(
     if pipeline.startswith(_FREEZE):
         freeze(candidate, before.only_at)
         options = replace(options, bindings=before.only_at)
-        changes, notes = {_FREEZE: 1}, (f"the model takes one size only now: {pipeline}",)
+        changes: dict[str, int] = {_FREEZE: 1}
+        notes: tuple[str, ...] = (f"the model takes one size only now: {pipeline}",)
     else:
         passes = pipeline.removeprefix(f"{_INLINE},")
         try:
