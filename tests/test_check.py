@@ -87,6 +87,7 @@ def test_standard_pass_holds(name: str, quick: Prover) -> None:
 
 
 def test_opaque_pass_over_models(quick: Prover) -> None:
+    quick.examples, quick.patience = 20, 5
     for name in ("cse", "dead", "dedup"):
         proof = quick.prove(registry().get(name).cls(), TINY[::4])
         assert proof.holds, proof.counterexample and proof.counterexample.text()

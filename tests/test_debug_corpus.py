@@ -118,3 +118,14 @@ def test_bound_inputs(oracle: Oracle, tmp_path: Path) -> None:
     for wrong in ("nothing=[1]", "x=words", "x=[1]"):
         with pytest.raises(UsageError, match="--bind"):
             bind_inputs(model, [wrong])
+
+
+@needs_rtx
+def test_nodes_without_names(oracle: Oracle, tmp_path: Path) -> None:
+    model = next(c for c in CASES if c.name == "three_causes").model()
+    for node in model.graph.node:
+        node.ClearField("name")
+    onnx.save(model, tmp_path / "m.onnx")
+    findings = diagnose(tmp_path / "m.onnx", oracle).findings
+    assert [f.operator for f in findings] == ["Resize", "MaxPool", "ReduceMax"]
+    assert all(f.node and f.around for f in findings)

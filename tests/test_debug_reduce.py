@@ -25,6 +25,7 @@ from onnxlathe.debug import (
     find_parting,
     reduce_model,
 )
+from onnxlathe.debug.diagnosis import signature_of
 from onnxlathe.debug.locate import signature
 from onnxlathe.debug.script import write_refusal
 from onnxlathe.errors import UsageError
@@ -221,6 +222,28 @@ def test_the_script_reproduces_the_refusal(rtx: Oracle, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"REFUSED by {words}" in done.stdout
         assert "onnxlathe" not in (folder / "reproduce.py").read_text()
+
+
+@needs_rtx
+def test_values_are_frozen_where_the_fault_needs_them(rtx: Oracle, tmp_path: Path) -> None:
+    """K is computed: as an input it would be any number, and TensorRT would take it."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[1,8000] x) => (float[1,n] v, int64[1,n] i) <int64[1] thousand = {1000}, int64[1] four = {4}> {
+            [relu] r = Relu(x)
+            [count] k = Mul(thousand, four)
+            [topk] v, i = TopK<axis=1>(r, k)
+        }"""
+    )
+    work = work_of(model, tmp_path)
+    diagnosis = diagnose(tmp_path / "m.onnx", rtx, work=work)
+    assert [(f.node, f.cause_id) for f in diagnosis.findings] == [("topk", "topk-large")]
+    check = RefusedFor(rtx, signature_of(diagnosis.findings[0]))
+    found = reduce_model(work, check, suspects=[[work.holder(work.find("topk"))]])
+    assert found is not None
+    assert found.after == 1
+    assert found.frozen == ("k",)
+    assert found.model.graph.initializers["k"].const_value.numpy().tolist() == [4000]
 
 
 # --- a library that does not come back ---------------------------------------------------------------------

@@ -41,7 +41,8 @@ def projections(draw: st.DrawFn) -> tuple[str, dict[str, Array], int, int, int]:
     rank = draw(st.integers(2, 4))
     opset = draw(st.sampled_from([11, 13, 17, 20]))
     shape = ", ".join([*["n", "m", "2", "3"][: rank - 1], str(k)])
-    lines, given_weights, results, biases = [], {}, [], 0
+    given_weights: dict[str, Array] = {}
+    lines, results, biases = [], [], 0
     for i in range(count):
         width = draw(st.integers(1, 5))
         given_weights |= weights(**{f"w{i}": (k, width)})
@@ -170,10 +171,10 @@ def lanes(draw: st.DrawFn) -> tuple[str, dict[str, Array], int]:
         kind = draw(st.sampled_from(["Relu", "Tanh", "Add", "Mul", "Transpose", "both"]))
         common = [1] * rank
         varying = [a for a in range(rank) if a != axis and isinstance(shape[a], int)]
-        if varying and draw(st.booleans()):
+        if draw(st.booleans()) and varying:
             common[varying[0]] = shape[varying[0]]
         given_weights |= weights(**{f"c{depth}": common})
-        perm = draw(st.permutations(range(rank)))
+        perm = draw(st.permutations(list(range(rank))))
         for i, name in enumerate(names):
             new = f"p{i}_{depth}"
             if kind in ("Relu", "Tanh"):
@@ -692,7 +693,7 @@ LEFT = {
     "bert_dyn18": 63,
     "bert_ts14": 104,
     "bert_ts17": 64,
-    "gpt2_dyn18": 68,
+    "gpt2_dyn18": 70,
     "gpt2_dyn20_static": 48,
     "gpt2_ts17": 75,
     "llama_dyn18_static": 88,

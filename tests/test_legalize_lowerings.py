@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
 from legalize_helpers import agree, in_reference, in_runtime, legalized, rewritten, same_as_before, single
 
 F, F16, I32, I64, B, U8, I8 = 1, 10, 6, 7, 9, 2, 3
@@ -16,13 +17,17 @@ def f32(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-REDUCTIONS = "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()
+REDUCTIONS = ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]
 
 
 @pytest.mark.parametrize("kind", REDUCTIONS)
-@pytest.mark.parametrize(("shape", "axes"), [((2, 3, 4), [1]), ((2, 3, 4), [-1, 0]), ((3, 2), [0, 1]), ((5,), [-1])])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((2, 3, 4), [1]), ((2, 3, 4), [-1, 0]), ((3, 2), [0, 1]), ((5,), [-1])]
+)
 @pytest.mark.parametrize("keepdims", [0, 1])
-def test_reductions_over_axes_given_at_run_time(kind: str, shape: tuple[int, ...], axes: list[int], keepdims: int) -> None:
+def test_reductions_over_axes_given_at_run_time(
+    kind: str, shape: tuple[int, ...], axes: list[int], keepdims: int
+) -> None:
     feeds = {"x": np.abs(f32(*shape)) + 0.1, "axes": np.array(axes, dtype=np.int64)}
     rank = len(shape) if keepdims else len(shape) - len(axes)
     declared = [(F, [f"d{i}" for i in range(rank)])]
@@ -65,7 +70,9 @@ def test_reductions_of_booleans(kind: str) -> None:
 @pytest.mark.parametrize("axes", [[0], [-1], [1, 3], [-4, 1]])
 def test_unsqueeze_and_squeeze_at_run_time(axes: list[int]) -> None:
     feeds = {"x": f32(2, 3), "axes": np.array(axes, np.int64)}
-    same_as_before(single("Unsqueeze", feeds, [(F, [f"d{i}" for i in range(2 + len(axes))])]), feeds, ["Unsqueeze"])
+    same_as_before(
+        single("Unsqueeze", feeds, [(F, [f"d{i}" for i in range(2 + len(axes))])]), feeds, ["Unsqueeze"]
+    )
     back = {"x": np.expand_dims(f32(2, 3), tuple(axes)), "axes": np.array(axes, np.int64)}
     same_as_before(single("Squeeze", back, [(F, ["a", "b"])]), back, ["Squeeze"])
 
@@ -160,13 +167,25 @@ def test_resize_crops_and_fills() -> None:
         "scales": None,
         "sizes": np.array([1, 1, 3, 3], np.int64),
     }
-    options = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 10.0}
-    same_as_before(single("Resize", feeds, [F], constants=["roi", "sizes"], **options), feeds, ["Resize"], atol=1e-5)
+    options = {
+        "mode": "linear",
+        "coordinate_transformation_mode": "tf_crop_and_resize",
+        "extrapolation_value": 10.0,
+    }
+    same_as_before(
+        single("Resize", feeds, [F], constants=["roi", "sizes"], **options), feeds, ["Resize"], atol=1e-5
+    )
 
 
 def test_nearest_resize_moves_nan_and_infinity_unharmed() -> None:
-    feeds = {"x": np.array([[[[np.nan, np.inf, 1.0]]]], np.float32), "roi": None, "s": np.array([1, 1, 1, 2], np.float32)}
-    same_as_before(single("Resize", feeds, [F], constants=["s"], mode="nearest"), feeds, ["Resize"], runtime=True)
+    feeds = {
+        "x": np.array([[[[np.nan, np.inf, 1.0]]]], np.float32),
+        "roi": None,
+        "s": np.array([1, 1, 1, 2], np.float32),
+    }
+    same_as_before(
+        single("Resize", feeds, [F], constants=["s"], mode="nearest"), feeds, ["Resize"], runtime=True
+    )
 
 
 @pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
@@ -190,7 +209,11 @@ def test_scatter_nd_where_updates_meet(reduction: str, shape: tuple[int, ...], d
 
 
 def test_scatter_add_does_not_spread_nan() -> None:
-    feeds = {"x": np.zeros(3, np.float32), "i": np.array([[0], [2]]), "u": np.array([np.nan, np.inf], np.float32)}
+    feeds = {
+        "x": np.zeros(3, np.float32),
+        "i": np.array([[0], [2]]),
+        "u": np.array([np.nan, np.inf], np.float32),
+    }
     same_as_before(single("ScatterND", feeds, [F], reduction="add"), feeds, ["ScatterND"], runtime=True)
 
 
@@ -201,7 +224,13 @@ def test_bit_shift(dtype: type, direction: str) -> None:
     x = np.array([1, -1, info.min, info.max, 5, -7, 0, 12345], dtype)
     y = np.array([0, 1, info.bits - 1, 3, info.bits - 2, 2, 40, 5], dtype)
     feeds = {"x": x, "y": np.minimum(y, info.bits - 1).astype(dtype)}
-    proto = single("BitShift", feeds, [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))], direction=direction, opset=11)
+    proto = single(
+        "BitShift",
+        feeds,
+        [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))],
+        direction=direction,
+        opset=11,
+    )
     after, _ = legalized(proto, ["BitShift"])
     shift = np.left_shift if direction == "LEFT" else np.right_shift
     agree(in_runtime(after, feeds), [shift(feeds["x"], feeds["y"])])
@@ -227,7 +256,9 @@ def test_float_mod_has_the_divisors_sign() -> None:
     proto = single("Mod", {"x": x, "y": y}, [F], fmod=0)
 
     def refuses(model: ir.Model) -> list[int]:
-        return [i for i, n in enumerate(model.graph) if n.op_type == "Mod" and not n.attributes["fmod"].as_int()]
+        return [
+            i for i, n in enumerate(model.graph) if n.op_type == "Mod" and not n.attributes["fmod"].as_int()
+        ]
 
     after, _ = rewritten(proto, refuses)
     with np.errstate(all="ignore"):
@@ -262,7 +293,8 @@ def test_col2im(attributes: dict[str, list[int]]) -> None:
     pads, strides = attributes.get("pads", [0] * 4), attributes.get("strides", [1, 1])
     dilations = attributes.get("dilations", [1, 1])
     count = [
-        (image[i] + pads[i] + pads[i + 2] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1 for i in range(2)
+        (image[i] + pads[i] + pads[i + 2] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1
+        for i in range(2)
     ]
     feeds = {
         "x": f32(2, 3 * 6, count[0] * count[1]),
@@ -316,7 +348,11 @@ def test_vectors_times_matrices() -> None:
         proto = single("MatMul", feeds, [F])
         after, _ = rewritten(
             proto,
-            lambda m: [i for i, n in enumerate(m.graph) if n.op_type == "MatMul" and min(len(v.shape) for v in n.inputs) < 2],
+            lambda m: [
+                i
+                for i, n in enumerate(m.graph)
+                if n.op_type == "MatMul" and min(len(v.shape) for v in n.inputs) < 2
+            ],
         )
         agree(in_runtime(after, feeds), in_runtime(proto, feeds))
 
@@ -355,4 +391,71 @@ def test_function_bodies_of_the_schema(op: str) -> None:
     else:
         feeds = {"x": f32(3, 5, 2), "t": np.array([[0, 4], [2, -1], [1, 1]], np.int64), "w": np.abs(f32(5))}
         proto = single(op, feeds, [F], ignore_index=-1, reduction="mean")
-    same_as_before(proto, feeds, ["LayerNormalization", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"])
+    same_as_before(
+        proto, feeds, ["LayerNormalization", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"]
+    )
+
+
+@pytest.mark.parametrize("mode", ["half_pixel", "output_half_pixel"])
+@pytest.mark.parametrize("samples", [0, 1, 2, 3])
+def test_roi_align(mode: str, samples: int) -> None:
+    rois = np.array([[0, 0, 7, 7], [1.5, 2, 4, 9], [-3, -2, 3, 2], [5, 5, 5, 5]], np.float32)
+    feeds = {"x": f32(2, 3, 8, 10), "r": rois, "b": np.array([0, 1, 1, 0], np.int64)}
+    proto = single(
+        "RoiAlign", feeds, [F], output_height=3, output_width=2, sampling_ratio=samples, spatial_scale=0.9,
+        coordinate_transformation_mode=mode,
+    )  # fmt: skip
+    same_as_before(proto, feeds, ["RoiAlign"], runtime=True)
+
+
+@pytest.mark.parametrize("size", [[1, 1, 4, 5], [2, 3, 3, 2], [2, 1, 2, 3, 4]])
+@pytest.mark.parametrize("aligned", [0, 1])
+def test_affine_grid(size: list[int], aligned: int) -> None:
+    rank = len(size) - 2
+    feeds = {"t": f32(size[0], rank, rank + 1), "s": np.array(size, np.int64)}
+    proto = single("AffineGrid", feeds, [F], constants=["s"], align_corners=aligned)
+    same_as_before(proto, feeds, ["AffineGrid"])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("group", [1, 2])
+def test_deform_conv(parts: int, group: int) -> None:
+    feeds = {
+        "x": f32(2, 4, 6, 7), "w": f32(4, 4 // group, 3, 2), "o": f32(2, parts * 12, 3, 6) * 2,
+        "b": f32(4), "m": np.abs(f32(2, parts * 6, 3, 6)),
+    }  # fmt: skip
+    proto = single(
+        "DeformConv", feeds, [F], strides=[2, 1], pads=[1, 0, 1, 0], offset_group=parts, group=group
+    )
+    same_as_before(proto, feeds, ["DeformConv"], atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [-1, 0, 2])
+def test_eye_like(k: int) -> None:
+    for shape in ((3, 3), (2, 5)):
+        feeds = {"x": f32(*shape)}
+        same_as_before(single("EyeLike", feeds, [I64], k=k, dtype=I64), feeds, ["EyeLike"], runtime=True)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_top_k_by_rank(largest: int, axis: int) -> None:
+    feeds = {"x": RNG.integers(0, 4, (6, 5)).astype(np.float32), "k": np.array([4], np.int64)}
+    proto = single("TopK", feeds, [F, I64], constants=["k"], axis=axis, largest=largest)
+    same_as_before(proto, feeds, ["TopK"], runtime=True)
+
+
+def test_label_encoder_of_numbers() -> None:
+    feeds = {"x": np.array([5, 1, 2, 9], np.int64)}
+    options = {"keys_int64s": [1, 2, 9], "values_floats": [0.5, 1.5, -2.0], "default_float": 7.0}
+    proto = single("LabelEncoder", feeds, [F], domain="ai.onnx.ml", **options)
+    proto.opset_import[1].version = 2
+    same_as_before(proto, feeds, ["LabelEncoder"], runtime=True)
+
+
+def test_multinomial_draws_classes() -> None:
+    feeds = {"x": np.log(np.array([[0.05, 0.9, 0.05]], np.float32))}
+    after, _ = legalized(single("Multinomial", feeds, [I32], sample_size=500), ["Multinomial"])
+    drawn = in_runtime(after, feeds)[0]
+    assert drawn.shape == (1, 500)
+    assert 400 < (drawn == 1).sum() < 490

@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from legalize_helpers import agree, fitting, in_reference, in_runtime, legalized, rewritten, single
 
+from helpers import parse
+from legalize_helpers import agree, fitting, in_reference, in_runtime, legalized, rewritten, single
 from onnxlathe.rewrite import Context
 from onnxlathe_passes.legalize.carriers import AT_THE_BORDER, CARRIER
 from onnxlathe_passes.legalize.draft import Draft
@@ -51,7 +52,9 @@ def test_integer_arithmetic_overflows_alike(dtype: type, op: str) -> None:
 
 def as_carried(after: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """uint64 goes into int64 by its bits."""
-    return {n: a.view(np.int64) if a.dtype == np.uint64 else fitting(after, {n: a})[n] for n, a in feeds.items()}
+    return {
+        n: a.view(np.int64) if a.dtype == np.uint64 else fitting(after, {n: a})[n] for n, a in feeds.items()
+    }
 
 
 def carried(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Context]:
@@ -64,7 +67,8 @@ def carried(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Context]:
         return [
             i
             for i, n in enumerate(model.graph)
-            if n.op_type != "Cast" and any(v is not None and v.dtype in CARRIER for v in (*n.inputs, *n.outputs))
+            if n.op_type != "Cast"
+            and any(v is not None and v.dtype in CARRIER for v in (*n.inputs, *n.outputs))
         ]
 
     return rewritten(proto, refuses, io_types="widen")
@@ -94,7 +98,24 @@ def test_keep_leaves_the_interface_and_says_what_would_help() -> None:
     assert not context.firings
 
 
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 448.0, 464.0, 465.0, 57344.0, 61440.0, 7e4, 1e-9, 3e-8, -2e-5, np.inf, -np.inf, np.nan]
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    448.0,
+    464.0,
+    465.0,
+    57344.0,
+    61440.0,
+    7e4,
+    1e-9,
+    3e-8,
+    -2e-5,
+    np.inf,
+    -np.inf,
+    np.nan,
+]
 
 
 @pytest.mark.parametrize("dtype", list(FORMATS))
@@ -110,7 +131,7 @@ def test_rounding_to_small_floats_is_that_of_ml_dtypes(dtype: ir.DataType, numbe
     np.testing.assert_array_equal(found, expected)
 
 
-def minifloat(dtype: ir.DataType):  # noqa: ANN201
+def minifloat(dtype: ir.DataType):
     """A function that rounds without saturation, which is what ml_dtypes does."""
     import onnxruntime as ort
 
@@ -195,7 +216,7 @@ def test_wrapping(x: list[int]) -> None:
         assert found.tolist() == array.astype(dtype.numpy()).tolist()
 
 
-def evaluate(build, a: np.ndarray, b: np.ndarray) -> np.ndarray:  # noqa: ANN001
+def evaluate(build, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     dtype = ir.DataType.from_numpy(a.dtype)
     p, q = (ir.Value(name=n, type=ir.TensorType(dtype), shape=ir.Shape([a.size])) for n in "pq")
     op = Draft(21)
@@ -206,3 +227,31 @@ def evaluate(build, a: np.ndarray, b: np.ndarray) -> np.ndarray:  # noqa: ANN001
         value.name = f"c{i}"
     graph = ir.Graph([p, q], [y], nodes=op.nodes, initializers=list(op.constants), opset_imports={"": 21})
     return in_runtime(ir.to_proto(ir.Model(graph, ir_version=10)), {"p": a, "q": b})[0]
+
+
+def test_uint8_around_128_becomes_int8_around_0() -> None:
+    proto = parse(
+        """g (float[4,3] x) => (float[4,2] y) <float s = {0.1}, uint8 z = {128}, float ws = {0.02}> {
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) e = DequantizeLinear(w, ws, z) y = MatMul(d, e)
+        }""",
+        weights={"w": np.arange(100, 106, dtype=np.uint8).reshape(3, 2)},
+    )
+
+    def refuses(model: ir.Model) -> list[int]:
+        mine = [(i, n) for i, n in enumerate(model.graph) if n.op_type.endswith("tizeLinear")]
+        return [i for i, n in mine if n.inputs[2].dtype == ir.DataType.UINT8]
+
+    after, _ = rewritten(proto, refuses)
+    assert [n.op_type for n in after.graph.node] == [n.op_type for n in proto.graph.node]
+    feeds = {"x": np.linspace(-20, 20, 12, dtype=np.float32).reshape(4, 3)}
+    agree(in_runtime(after, feeds), in_runtime(proto, feeds))
+
+
+def test_int32_bias_becomes_a_float_constant() -> None:
+    proto = parse(
+        "g (float[3] x) => (float[3] y) <float s = {0.5}> { b = DequantizeLinear(w, s) y = Add(x, b) }",
+        weights={"w": np.array([3, -4, 5], np.int32)},
+    )
+    after, _ = legalized(proto, ["DequantizeLinear"])
+    assert [n.op_type for n in after.graph.node] == ["Add"]
+    agree(in_runtime(after, {"x": np.ones(3, np.float32)}), [np.array([2.5, -1.0, 3.5], np.float32)])

@@ -64,7 +64,7 @@ class Bench:
         }
         expect = expectation(case)
         raw = ir.from_proto(case.model)
-        plain = self.judge.judge(raw)  # as every tool before us was measured: no profile from samples
+        plain = self.judge.without_profile(raw)  # as other tools were measured
         ruling = plain if plain.accepted else self.judge.judge(raw, expect)
         row["raw"] = {"parsed": plain.parsed, "built": plain.accepted, "message": plain.message}
         row["profile"] = {
@@ -446,6 +446,8 @@ def reason(row: dict[str, Any], mode: str) -> str:
     if row.get("dead"):
         return "the worker died"
     column = row.get(mode) or {}
+    if column.get("message") == "nothing to bind":
+        column = row["legalize"]
     if column.get("built") and column.get("equal"):
         return ""
     if column.get("built"):

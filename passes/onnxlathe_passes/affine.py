@@ -138,6 +138,8 @@ def _usable(factor: Array, divided: int, weight: ir.Value) -> Array:
     require(not divided or factor.all(), "it divides by zero")
     factor = 1 / factor if divided else factor
     require(np.isfinite(factor).all(), "its factor is not finite")
+    size = np.abs(factor[factor != 0])
+    require((size >= 2.0**-40).all() and (size <= 2.0**40).all(), "its factor is too far from 1")
     if weight.dtype in HALF_TYPES:
         # Away from 1 the product leaves the range in which half precision is precise.
         size = np.abs(factor)

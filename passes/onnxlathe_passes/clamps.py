@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import Builder, NodeRule, attribute
@@ -14,8 +15,8 @@ from onnxlathe_passes.conditions import broadcasts_into, number, operand, produc
 _CLAMPS = ("Relu", "Clip", "Min", "Max")
 # The types that both Min/Max and Clip are commonly implemented for.
 _COMMON = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
-# Clip of opset 6 has these as its defaults, for "no bound".
-_LARGEST = 3.402823e38
+# Clip of opset 6 has these as its default bounds.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def as_clamp(node: ir.Node, opset: int) -> Clamp | None:
     if node.op_type == "Clip":
         if opset < 11:
             low, high = attribute(node, "min", opset), attribute(node, "max", opset)
-            low = -math.inf if low is None or low <= -_LARGEST else low
-            high = math.inf if high is None or high >= _LARGEST else high
+            # Left out, they are the largest numbers of float32, to which infinity is clipped.
+            low, high = -_LARGEST if low is None else low, _LARGEST if high is None else high
         else:
             low = -math.inf if operand(node, 1) is None else number(operand(node, 1))
             high = math.inf if operand(node, 2) is None else number(operand(node, 2))

@@ -16,7 +16,7 @@ _INTEGERS = frozenset({T.INT8, T.INT16, T.INT32, T.INT64, T.UINT8, T.UINT16, T.U
 # Half of a type's bits of precision, and of its range of exponents: with constants inside of these, one
 # rounding instead of two is all that changes.
 _HALF_PRECISION = {T.FLOAT16: 2.0**5, T.BFLOAT16: 2.0**4, T.FLOAT: 2.0**12, T.DOUBLE: 2.0**26}
-_HALF_RANGE = {T.FLOAT16: 2.0**7, T.BFLOAT16: 2.0**63, T.FLOAT: 2.0**63, T.DOUBLE: 2.0**511}
+_HALF_RANGE = {T.FLOAT16: 2.0**7, T.BFLOAT16: 2.0**20, T.FLOAT: 2.0**20, T.DOUBLE: 2.0**100}
 
 
 def _with_constant(node: ir.Node) -> tuple[ir.Value, Array] | None:
@@ -56,6 +56,12 @@ def _moderate(arrays: list[Array], limit: float, *, from_below: bool) -> bool:
         if from_below and (sizes < 1 / limit).any():
             return False
     return True
+
+
+def _keeps_its_size(term: Array, *parts: Array) -> bool:
+    """Whether the sum does not cancel: (x + 4000) - 4000 loses digits of x that x + 0 would keep."""
+    largest = max(float(np.abs(p.astype(np.float64)).max(initial=0)) for p in parts)
+    return float(np.abs(term).min(initial=np.inf)) * 2 >= largest
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class OffsetChain(NodeRule):
             term = _joined(b, a, np.subtract, dtype)
         else:
             term = _joined(a, b, np.add, dtype)
-        if term is None:
+        if term is None or (dtype in FLOATS and not _keeps_its_size(term, a, b)):
             return None
         constant = op.constant(term, dtype)
         return op.Sub(x, constant) if kinds == ("Sub", "Sub") else op.Add(x, constant)

@@ -59,7 +59,7 @@ class CommonSubexpressions(Pass):
 
 
 class _Search:
-    def __init__(self, name: str, context: Context, opset: int, pure: frozenset[tuple[str, str]]) -> None:
+    def __init__(self, name: str, context: Context, opset: int, pure: frozenset[tuple[str, str, str]]) -> None:
         self.name = name
         self.context = context
         self.opset = opset
@@ -127,7 +127,7 @@ class _Search:
         return True
 
 
-def is_deterministic(node: ir.Node, pure: frozenset[tuple[str, str]]) -> bool:
+def is_deterministic(node: ir.Node, pure: frozenset[tuple[str, str, str]]) -> bool:
     """Whether the node computes the same each time it is given the same inputs.
 
     Args:
@@ -137,17 +137,17 @@ def is_deterministic(node: ir.Node, pure: frozenset[tuple[str, str]]) -> bool:
     if any(True for _ in subgraphs(node)):
         return False
     if node.domain != "":
-        return (node.domain, node.op_type) in pure or node.domain == "ai.onnx.ml"
+        return (node.domain, node.op_type, node.overload) in pure or node.domain == "ai.onnx.ml"
     if node.op_type == "Dropout":
         training = operand(node, 2)
         return training is None or uniform(training) is False
     return node.op_type not in _RANDOM
 
 
-def _pure_functions(model: Model) -> frozenset[tuple[str, str]]:
+def _pure_functions(model: Model) -> frozenset[tuple[str, str, str]]:
     """The model-local functions that are deterministic throughout."""
-    bodies = {(f.domain, f.name): list(_nodes(f.graph)) for f in model.ir.functions.values()}
-    pure: frozenset[tuple[str, str]] = frozenset()
+    bodies = {(f.domain, f.name, f.overload): list(_nodes(f.graph)) for f in model.ir.functions.values()}
+    pure: frozenset[tuple[str, str, str]] = frozenset()
     for _ in bodies:
         more = {key for key, nodes in bodies.items() if all(is_deterministic(n, pure) for n in nodes)}
         if more == pure:

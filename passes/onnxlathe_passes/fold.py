@@ -124,7 +124,7 @@ class _Folder:
 
     def compute(self, node: ir.Node, depth: int) -> int:
         """Replace a node on constants by its result, unless that is too large or cannot be computed."""
-        if any(subgraphs(node)) or not node.outputs:
+        if any(subgraphs(node)) or not node.outputs or any(a.is_ref() for a in node.attributes.values()):
             return 0
         inputs = sum(v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None)
         sizes = [_nbytes(output) for output in node.outputs]

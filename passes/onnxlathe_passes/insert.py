@@ -38,9 +38,7 @@ def insert(op: Builder, anchor: ir.Node, context: Context) -> None:
         infer_node(node, op.opset)
 
 
-def substitute(
-    pairs: Iterable[tuple[ir.Value, ir.Value]], context: Context, *, rename: bool = True
-) -> None:
+def substitute(pairs: Iterable[tuple[ir.Value, ir.Value]], context: Context, *, rename: bool = True) -> None:
     """Let the second of each pair stand for the first, under the name that users look for.
 
     Args:

@@ -69,7 +69,8 @@ def reduced(x: ir.Value, axes: ir.Value | None, attribute: Sequence[int] | None)
 def epsilon_of(value: ir.Value) -> float:
     """The number that keeps the root away from zero."""
     number = scalar_value(value)
-    if number is None or number < 0:
+    dims = dims_of(value)
+    if number is None or number < 0 or dims is None or len(dims) > 1:
         reject("what is added under the root is not one number")
     return number
 

@@ -30,6 +30,7 @@ class Unit:
         fixed: the type, where it is not to be chosen.
         lean: which way to go where the number of Casts is the same: positive to the low type, negative to
             float32; the size counts.
+        reluctant: float32 costs as much as three quarters of a Cast.
         type: the choice.
         reason: why it is fixed.
     """
@@ -38,6 +39,7 @@ class Unit:
     lean: int = 1
     type: ir.DataType = FLOAT32
     reason: str = ""
+    reluctant: bool = False
 
     def fix(self, dtype: ir.DataType, reason: str) -> None:
         """Take the choice away."""
@@ -119,7 +121,8 @@ def _components(free: list[Unit], signals: Sequence[Signal]) -> list[tuple[list[
 def _cut(members: list[Unit], signals: list[Signal], low: ir.DataType) -> None:
     import networkx as nx
 
-    cast = 1 + sum(abs(unit.lean) for unit in members)  # one Cast outweighs all leanings together
+    quarter = 1 + sum(abs(unit.lean) for unit in members)  # a quarter of a Cast outweighs all leanings
+    cast = 4 * quarter
     graph: Any = nx.DiGraph()
     names: dict[Unit, int | str] = {unit: number for number, unit in enumerate(members)}
 
@@ -142,7 +145,7 @@ def _cut(members: list[Unit], signals: list[Signal], low: ir.DataType) -> None:
     graph.add_nodes_from(("float32", "low"))
     for unit in members:
         if unit.lean > 0:
-            edge(names[unit], "low", unit.lean)
+            edge(names[unit], "low", unit.lean + (3 * quarter if unit.reluctant else 0))
         elif unit.lean < 0:
             edge("float32", names[unit], -unit.lean)
     for number, signal in enumerate(signals):

@@ -20,6 +20,7 @@ from onnxlathe_passes.precision_rules import (
     LEAN_WIDE,
     TRACKED,
     angles,
+    heads,
     indices,
     is_kept,
     protection,
@@ -104,6 +105,7 @@ class Planner:
         self.constants: dict[ir.DataType, Unit] = {}
         self.delicate: dict[ir.Node, str] = {}
         self.opsets: dict[str, int] = dict(model.ir.opset_imports)
+        self.heads = heads(model.graph)
 
     def build(self) -> Plan:
         """The plan, its types not chosen yet."""
@@ -235,7 +237,10 @@ class Planner:
         elif self.protect and (why := self.delicate.get(node) or protection(node, opset) or lossy):
             unit.fix(FLOAT32, why)
         elif node.domain == "" and node.op_type in HEAVY:
-            unit.fix(self.low, "")
+            if node in self.heads:
+                unit.reluctant = True
+            else:
+                unit.fix(self.low, "")
         if unit.fixed != FLOAT32 and own == FLOAT32 and not self.context.permit("precision"):
             unit.fix(FLOAT32, "left out")
         if unit.fixed == FLOAT32:

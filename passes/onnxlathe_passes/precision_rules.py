@@ -82,6 +82,8 @@ _PROTECTED = {
 _TRIGONOMETRY = frozenset({"Sin", "Cos", "Tan"})
 _SMALL_SUM = 256
 """Sums of at most so many elements are not protected."""
+_HEAD = 50
+"""A head has at most one part in so many of all weights."""
 _SMALL_WEIGHT = 1 << 16
 """Elements of a constant that still looks like a table of frequencies and not like a trained weight."""
 
@@ -269,6 +271,30 @@ def indices(nodes: Iterable[ir.Node]) -> Iterator[tuple[ir.Node, str]]:
             yield node, "its result becomes an integer"
 
 
+def heads(graph: ir.Graph) -> set[ir.Node]:
+    """The last matrix products before the outputs, where their weights are few: poolers and projections.
+
+    In float32 they cost next to nothing, and may save a Cast.
+    """
+    last: list[tuple[ir.Node, int]] = []
+    followed: set[ir.Node] = set()
+    total = 0
+    for node in reversed(graph):
+        heavy = node.domain == "" and node.op_type in HEAVY
+        users = [user for value in node.outputs for user, _ in value.uses()]
+        size = sum(_weight_size(value) for value in node.inputs) if heavy else 0
+        total += size
+        if any(user in followed or user.op_type in HEAVY or user.graph is not graph for user in users):
+            followed.add(node)
+        elif size:
+            last.append((node, size))
+    return {node for node, size in last if size * _HEAD < total}
+
+
+def _weight_size(value: ir.Value | None) -> int:
+    return value.const_value.size if value is not None and value.const_value is not None else 0
+
+
 def _becomes_integer(node: ir.Node) -> bool:
     return (
         node.domain == ""
@@ -278,7 +304,4 @@ def _becomes_integer(node: ir.Node) -> bool:
 
 
 def _has_weight(node: ir.Node) -> bool:
-    for value in node.inputs:
-        if value is not None and value.const_value is not None and value.const_value.size > _SMALL_WEIGHT:
-            return True
-    return False
+    return any(_weight_size(value) > _SMALL_WEIGHT for value in node.inputs)

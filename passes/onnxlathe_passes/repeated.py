@@ -13,7 +13,7 @@ from onnxlathe_passes.conditions import producer
 # Outer operator -> inner operators whose results it leaves as they are.
 _FIXES = {
     "Abs": ("Abs", "Relu"),
-    "Relu": ("Relu", "Abs"),
+    "Relu": ("Relu",),
     "Sign": ("Sign",),
     "Ceil": ("Ceil", "Floor", "Round"),
     "Floor": ("Ceil", "Floor", "Round"),

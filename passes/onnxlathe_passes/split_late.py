@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -47,11 +48,12 @@ class SplitLate(Pass):
         """Move the Splits of a graph."""
         changes = 0
         work = [node for node in graph if node.op_type == "Split" and node.domain == ""]
+        places = _Places(graph)
         while work:
             node = work.pop()
             best = _best(node, opset) if node.graph is graph else None
             if best is not None and context.permit(self.name):
-                work += [s for s in _Move(best, opset, context).apply(self.name) if s.graph is graph]
+                work += [s for s in _Move(best, opset, context, places).apply(self.name) if s.graph is graph]
                 changes += 1
         return changes
 
@@ -71,18 +73,37 @@ def _best(node: ir.Node, opset: int) -> Lanes | None:
     return best
 
 
+class _Places:
+    """Where nodes stand in their graph, kept while nodes enter it: counting anew for every move is quadratic."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.place: dict[ir.Node, float] = {node: float(index) for index, node in enumerate(graph)}
+        self.last_before: dict[ir.Node, float] = {}
+
+    def first(self, nodes: Sequence[ir.Node]) -> ir.Node:
+        """The one that stands before the others."""
+        return min(nodes, key=self.place.__getitem__)
+
+    def entered(self, nodes: Sequence[ir.Node], anchor: ir.Node) -> None:
+        """`nodes` were put right before `anchor`, after what was put there earlier."""
+        here = self.place[anchor]
+        low = self.last_before.get(anchor, here - 1)
+        for number, node in enumerate(nodes, 1):
+            self.place[node] = low + (here - low) * number / (len(nodes) + 1)
+        if nodes:
+            self.last_before[anchor] = self.place[nodes[-1]]
+
+
 class _Move:
     """One move, being made."""
 
-    def __init__(self, lanes: Lanes, opset: int, context: Context) -> None:
+    def __init__(self, lanes: Lanes, opset: int, context: Context, places: _Places) -> None:
         self.lanes = lanes
         self.opset = opset
         self.context = context
         self.made: list[ir.Node] = []
         self.joint: dict[int, ir.Value] = {}
-        graph = lanes.split.graph
-        assert graph is not None
-        self.order = {node: place for place, node in enumerate(graph)}
+        self.places = places
 
     def apply(self, rule: str) -> list[ir.Node]:
         """Make the joint operators and Splits; return the Splits that there are now."""
@@ -143,7 +164,7 @@ class _Move:
                 parts = split(op, output, lane.sizes, lane.axis)
                 pairs += [(old, new) for old, new in zip(lane.values, parts, strict=True) if old is not None]
                 pairs += [(old, op.Transpose(parts[i], perm=perm)) for i, old, perm in step.leftovers]
-        self.enter(op, min(step.nodes, key=self.order.__getitem__))
+        self.enter(op, self.places.first(step.nodes))
         substitute(pairs, self.context)
 
     def target(self, step: Step, x: ir.Value | None) -> list[int]:
@@ -157,4 +178,5 @@ class _Move:
 
     def enter(self, op: Builder, anchor: ir.Node) -> None:
         insert(op, anchor, self.context)
+        self.places.entered(op.nodes, anchor)
         self.made += op.nodes

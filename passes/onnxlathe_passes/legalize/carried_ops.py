@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import reject, require
-from onnxlathe_passes.legalize.draft import Draft, given, operand, value_of
+from onnxlathe_passes.legalize.draft import FLOATS, Draft, given, operand, value_of
 from onnxlathe_passes.legalize.integers import (
     BITS,
     flipped,
@@ -176,6 +176,8 @@ def _converted(
         mode = mode.decode() if isinstance(mode, bytes) else str(mode)
         return rounded_to_power(op, op.cast(x, T.FLOAT), mode, bool(value_of(node, "saturate", op, 1)))
     require(target in BITS, f"no way to cast to {target.name}")
+    if x.dtype in FLOATS and BITS[target] >= 8:
+        return op.cast(x, wide)  # what a float out of range becomes is undefined
     carried = op.cast(x, T.INT64 if x.dtype == T.INT64 else wide)
     return op.cast(wrap(op, carried, target), wide) if source != target else op.Identity(carried)
 

@@ -243,11 +243,11 @@ def expand_first(model: ir.Model, types: frozenset[ir.DataType]) -> int:
     changes = 0
     for graph in list(graphs_of(model)):
         for node in list(graph):
-            if node.domain != "" or node.op_type not in _EXPANDED_FIRST:
+            if node.domain != "com.microsoft" and (node.domain or node.op_type not in _EXPANDED_FIRST):
                 continue
             if not any(v is not None and v.dtype in types for v in (*node.inputs, *node.outputs)):
                 continue
-            for lowering in LOWERINGS.get(("", node.op_type), ()):
+            for lowering in LOWERINGS.get((node.domain, node.op_type), ()):
                 try:
                     if mini.apply(lowering, model, node, names):
                         changes += 1

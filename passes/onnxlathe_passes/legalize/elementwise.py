@@ -33,7 +33,8 @@ def floor_mod(op: Draft, node: ir.Node) -> ir.Value:
     nonzero = op.Not(op.Equal(rest, zero))
     moved = op.Where(op.And(other, nonzero), op.Add(rest, y), rest)
     # A zero has the divisor's sign, too.
-    signed_zero = op.Where(op.Less(y, zero), op.like(-0.0, x), zero)
+    size = op.Abs(rest)
+    signed_zero = op.Where(op.Less(y, zero), op.Neg(size), size)
     result: ir.Value = op.Where(op.Equal(rest, zero), signed_zero, moved)
     return result
 

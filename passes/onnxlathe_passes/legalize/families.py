@@ -5,6 +5,7 @@ from onnxlathe_passes.legalize import (  # noqa: F401
     contrib,
     contrib_attention,
     control,
+    detection,
     elementwise,
     matrices,
     pooling,

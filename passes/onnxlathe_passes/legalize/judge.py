@@ -95,6 +95,11 @@ class TargetJudge:
         self._memory[key] = found
         return found
 
+    def without_profile(self, model: ir.Model) -> Ruling:
+        """Would the target build the model without an optimization profile, as it is by default?"""
+        data = base64.b64encode(ir.to_proto(model).SerializeToString()).decode()
+        return self._put({"model": data, "profile": False})
+
     def judge_file(self, path: Path, model: ir.Model) -> Ruling:
         """Would the parser take the file? It is not built, and the answer is not remembered."""
         return self._put({"path": str(path), "build": False})

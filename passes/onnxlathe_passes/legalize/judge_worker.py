@@ -43,7 +43,12 @@ class _Native:
 
 
 def judge(
-    native: _Native, model: str = "", path: str = "", build: bool = True, expect: dict[str, Any] | None = None
+    native: _Native,
+    model: str = "",
+    path: str = "",
+    build: bool = True,
+    expect: dict[str, Any] | None = None,
+    profile: bool = True,
 ) -> dict[str, Any]:
     """Parse and build.
 
@@ -54,6 +59,7 @@ def judge(
         build: whether to build an engine where the parser accepts.
         expect: by name of an input: its shape (`{"shape": [...]}`) and, where the target needs them as
             the sample for its optimization profile, its contents (`{"values": [...]}`).
+        profile: make an optimization profile where one is needed.
     """
     trt = native.trt
     native.messages.clear()
@@ -85,7 +91,7 @@ def judge(
     reply: dict[str, Any] = {"parsed": parsed, "errors": errors, "built": None, "profile": False}
     if parsed and build:
         config = builder.create_builder_config()
-        reply["profile"] = _profile(builder, config, network, expect or {})
+        reply["profile"] = profile and _profile(builder, config, network, expect or {})
         engine = builder.build_serialized_network(network, config)
         reply["built"] = engine is not None
         del engine, config

@@ -117,3 +117,114 @@ def matmul_of_vectors(op: Draft, node: ir.Node) -> ir.Value:
     if left == 1 and right == 1:
         return op.squeeze(product, 0, 1)
     return op.squeeze(product, *axes)
+
+
+@lowers("EyeLike")
+def eye_like(op: Draft, node: ir.Node) -> ir.Value:
+    """Where the column's number is the row's plus k; for any size."""
+    x = given(node, 0)
+    dtype = node.outputs[0].dtype or element_type(x)
+    zero, one = op.constant(np.int64(0)), op.constant(np.int64(1))
+    rows, columns = (op.squeeze(op.Shape(x, start=i, end=i + 1), 0) for i in range(2))
+    places = op.Add(op.Range(zero, rows, one), op.constant(np.int64(int(value_of(node, "k", op, 0)))))
+    return op.cast(op.Equal(op.unsqueeze(places, 1), op.unsqueeze(op.Range(zero, columns, one), 0)), dtype)
+
+
+@lowers("TopK")
+def top_k_by_rank(op: Draft, node: ir.Node) -> list[ir.Value]:
+    """For more than TensorRT's 3840: how many are before each one is its place.
+
+    All pairs are compared, which takes the square of the axis in memory. NaN has no place.
+    """
+    x, k = given(node, 0), given(node, 1)
+    dims = static_dims(x)
+    axis = int(value_of(node, "axis", op, -1)) % len(dims)
+    size, count = dims[axis], int(contents(k).reshape(-1)[0])
+    require(size * int(np.prod(dims)) <= 1 << 28, "too many pairs to compare")
+    largest = bool(value_of(node, "largest", op, 1))
+    mine, other = op.unsqueeze(x, axis + 1), op.unsqueeze(x, axis)
+    ahead = op.Less(mine, other) if largest else op.Less(other, mine)
+    numbers = np.arange(size)
+    shape = [size, size] + [1] * (len(dims) - axis - 1)
+    earlier = op.constant((numbers[None] < numbers[:, None]).reshape(shape))
+    before = op.Or(ahead, op.And(op.Equal(mine, other), earlier))
+    place = op.reduce("Sum", op.cast(before, T.INT64), [axis + 1], keepdims=False)
+    index = op.Expand(
+        op.constant(numbers.astype(np.int64).reshape([size] + [1] * (len(dims) - axis - 1))), op.ints(dims)
+    )
+    values = op.ScatterElements(x, place, x, axis=axis)
+    indices = op.ScatterElements(index, place, index, axis=axis)
+    return [op.slice(values, axis, 0, count), op.slice(indices, axis, 0, count)]
+
+
+@lowers("Multinomial")
+def multinomial(op: Draft, node: ir.Node) -> ir.Value:
+    """Draws by the Gumbel trick: the largest of log-probability plus noise."""
+    x = given(node, 0)
+    batch, classes = static_dims(x)
+    draws = int(value_of(node, "sample_size", op, 1))
+    seed = node.attributes.get("seed")
+    uniform = op.RandomUniform(
+        shape=[batch, draws, classes],
+        low=1e-7,
+        high=1.0,
+        seed=seed.as_float() if seed else None,
+        dtype=int(T.FLOAT),
+    )
+    noise = op.Neg(op.Log(op.Neg(op.Log(uniform))))
+    chosen = op.ArgMax(op.Add(op.unsqueeze(op.cast(x, T.FLOAT), 1), noise), axis=2, keepdims=0)
+    return op.cast(chosen, node.outputs[0].dtype or T.INT32)
+
+
+@lowers("ai.onnx.ml::LabelEncoder")
+def label_encoder(op: Draft, node: ir.Node) -> ir.Value:
+    """The number of the key that is equal, looked up; for numbers on both sides."""
+    x = given(node, 0)
+
+    def numbers(side: str) -> tuple[str, np.ndarray]:
+        for kind, dtype in (("int64s", np.int64), ("floats", np.float32)):
+            if f"{side}_{kind}" in node.attributes:
+                return kind, np.asarray(node.attributes[f"{side}_{kind}"].value, dtype=dtype)
+        require(f"{side}_tensor" in node.attributes, "not numbers")
+        tensor = node.attributes[f"{side}_tensor"].as_tensor()
+        require(tensor.dtype in (T.INT64, T.FLOAT, T.INT32), "not numbers")
+        return "tensor", tensor.numpy().reshape(-1)
+
+    _, keys = numbers("keys")
+    kind, values = numbers("values")
+    if kind == "tensor" and "default_tensor" in node.attributes:
+        default = node.attributes["default_tensor"].as_tensor().numpy().reshape(-1)[0]
+    elif kind == "floats":
+        own = node.attributes.get("default_float")
+        default = own.as_float() if own else -0.0
+    else:
+        own = node.attributes.get("default_int64")
+        default = own.as_int() if own else -1
+    hits = op.Equal(op.unsqueeze(x, -1), op.constant(keys.astype(element_type(x).numpy())))
+    if keys.dtype.kind == "f" and np.isnan(keys).any():
+        hits = op.Or(hits, op.And(op.IsNaN(op.unsqueeze(x, -1)), op.constant(np.isnan(keys))))
+    # The place of the hit, the last one where a key is given twice; or that of the default.
+    order = op.constant(np.arange(1, len(keys) + 1, dtype=np.int64))
+    place = op.reduce("Max", op.Mul(op.cast(hits, T.INT64), order), [-1], keepdims=False)
+    table = np.concatenate([np.asarray([default], dtype=values.dtype), values])
+    result: ir.Value = op.Gather(op.constant(table), place)
+    return result
+
+
+@lowers("AffineGrid")
+def affine_grid(op: Draft, node: ir.Node) -> ir.Value:
+    """A constant grid of places times the matrices; for a constant size.
+
+    (The schema's function body squeezes a batch of one away.)
+    """
+    theta, size = given(node, 0), contents(given(node, 1))
+    extents = [int(n) for n in size[2:]]
+    aligned = bool(value_of(node, "align_corners", op, 0))
+    lines = [np.linspace(-1, 1, n) if aligned and n > 1 else (2 * np.arange(n) + 1) / n - 1 for n in extents]
+    if aligned:
+        lines = [line if n > 1 else np.array([-1.0]) for line, n in zip(lines, extents, strict=True)]
+    mesh = [m.reshape(-1) for m in np.meshgrid(*lines, indexing="ij")]
+    places = np.stack([*reversed(mesh), np.ones(mesh[0].size)])
+    moved = op.Transpose(op.MatMul(theta, op.like(places, theta)), perm=[0, 2, 1])
+    result: ir.Value = op.Reshape(moved, op.ints([int(size[0]), *extents, len(extents)]))
+    return result

@@ -175,6 +175,20 @@ def splice(model: ir.Model, node: ir.Node, names: Names) -> list[ir.Node]:
     for value, operand in outside.items():
         value.replace_all_uses_with(operand, replace_graph_outputs=True)
     inner.outputs.clear()
+    for name, value in results.items():
+        # A piece that folded to a constant hands it out through an Identity, which has no place in the model.
+        producer = value.producer()
+        source = producer.inputs[0] if producer is not None and producer.op_type == "Identity" else None
+        if (
+            producer is not None
+            and source is not None
+            and source.is_initializer()
+            and producer.graph is inner
+        ):
+            value.replace_all_uses_with(source)
+            results[name] = source
+            producer.replace_input_with(0, None)
+            inner.remove(producer)
     base = node.name or node.op_type
 
     def renamed(name: str | None) -> str:

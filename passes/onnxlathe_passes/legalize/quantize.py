@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxlathe.infer import constant
 from onnxlathe_passes.legalize.draft import Draft, element_type, rank_of, static_dims
 from onnxlathe_passes.legalize.integers import BITS, limits
 from onnxlathe_passes.legalize.minifloat import FORMATS, rounded
@@ -13,9 +14,9 @@ from onnxlathe_passes.legalize.minifloat import FORMATS, rounded
 def spread(op: Draft, scale: ir.Value, x: ir.Value, axis: int, block: int = 0) -> ir.Value:
     """A scale or zero point in a shape that broadcasts over `x`: per tensor, per axis or per block."""
     rank = rank_of(scale)
-    wide = rank_of(x)
     if rank == 0 or (rank == 1 and static_dims(scale) == [1]):
         return scale if rank == 0 else op.reshape(scale, [])
+    wide = rank_of(x)
     if block:
         axis %= wide
         dims, blocks = static_dims(x), static_dims(scale)
@@ -34,7 +35,9 @@ def quantize(
     op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None, to: ir.DataType, saturate: bool = True
 ) -> ir.Value:
     """The quantized numbers of `to`, in float32. Scale and zero point broadcast over `x`."""
-    ratio = op.cast(op.Div(x, op.cast(scale, element_type(x))), ir.DataType.FLOAT)
+    one = constant(scale)
+    whole = one is not None and one.size == 1 and float(one.reshape(-1)[0]) == 1.0
+    ratio = op.cast(x if whole else op.Div(x, op.cast(scale, element_type(x))), ir.DataType.FLOAT)
     if to in FORMATS:
         return rounded(op, ratio, to, saturate)
     level = op.Round(ratio)

@@ -27,17 +27,23 @@ T = ir.DataType
 _EXACT = 256  # products of 8-bit numbers whose sum is an integer that float32 has: 256 * 255 * 255 < 2^24
 
 
+def _centered(op: Draft, x: ir.Value, zero: ir.Value | None) -> ir.Value:
+    """The integers `x - zero` as floats."""
+    level = op.cast(x, T.FLOAT)
+    result: ir.Value = level if zero is None else op.Sub(level, op.cast(zero, T.FLOAT))
+    return result
+
+
 @lowers("QLinearMatMul")
 def q_linear_matmul(op: Draft, node: ir.Node) -> ir.Value:
-    """Dequantize, multiply, quantize."""
+    """A product of integers, one multiplication by all three scales, one rounding."""
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (given(node, i) for i in range(8))
-    left = dequantize(op, a, op.cast(_rows(op, a_scale), T.FLOAT), _rows(op, a_zero), T.FLOAT)
-    right = dequantize(op, b, op.cast(b_scale, T.FLOAT), b_zero, T.FLOAT)
-    product = op.MatMul(left, right)
-    levels = quantize(
-        op, product, op.cast(_rows(op, y_scale), T.FLOAT), _rows(op, y_zero), element_type(y_zero)
-    )
-    return op.cast(levels, element_type(y_zero))
+    product = op.MatMul(_centered(op, a, _rows(op, a_zero)), _centered(op, b, b_zero))
+    left, right, result = (op.cast(s, T.FLOAT) for s in (_rows(op, a_scale), b_scale, _rows(op, y_scale)))
+    target = element_type(y_zero)
+    factor = op.Div(op.Mul(left, right), result)
+    levels = quantize(op, op.Mul(product, factor), op.constant(np.float32(1)), _rows(op, y_zero), target)
+    return op.cast(levels, target)
 
 
 def _rows(op: Draft, x: ir.Value) -> ir.Value:
@@ -47,17 +53,18 @@ def _rows(op: Draft, x: ir.Value) -> ir.Value:
 
 @lowers("QLinearConv")
 def q_linear_conv(op: Draft, node: ir.Node) -> ir.Value:
-    """Dequantize, convolve, add the bias (whose scale is the product of the others), quantize."""
+    """A convolution of integers and an integer bias, one multiplication by all three scales, one rounding."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (given(node, i) for i in range(8))
     bias = operand(node, 8)
-    data = dequantize(op, x, x_scale, x_zero, T.FLOAT)
-    weights = dequantize(op, w, spread(op, w_scale, w, 0), spread(op, w_zero, w, 0), T.FLOAT)
-    addend = None
-    if bias is not None:
-        addend = op.Mul(op.cast(bias, T.FLOAT), op.Mul(x_scale, w_scale))
-    result = op.node("Conv", [data, weights, addend], _attributes(node)).outputs[0]
-    levels = quantize(op, result, y_scale, y_zero, element_type(y_zero))
-    return op.cast(levels, element_type(y_zero))
+    addend = None if bias is None else op.cast(bias, T.FLOAT)
+    inputs = [_centered(op, x, x_zero), _centered(op, w, spread(op, w_zero, w, 0)), addend]
+    total = op.node("Conv", inputs, _attributes(node)).outputs[0]
+    factor = op.Div(op.Mul(x_scale, w_scale), y_scale)
+    if rank_of(factor) == 1 and static_dims(factor) != [1]:
+        factor = op.unsqueeze(factor, *range(1, rank_of(w) - 1))
+    target = element_type(y_zero)
+    levels = quantize(op, op.Mul(total, factor), op.constant(np.float32(1)), y_zero, target)
+    return op.cast(levels, target)
 
 
 def _attributes(node: ir.Node) -> dict[str, object]:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from onnxlathe import Model
 from onnxlathe.infer import infer_model
 from onnxlathe.model import save
-from onnxlathe.rewrite import Context, Names, graphs_of, subgraphs
+from onnxlathe.rewrite import Context, Names, graphs_of, remove_unused, replace_value, subgraphs
 from onnxlathe_passes.legalize import Legalize, families  # noqa: F401 - registers the lowerings
 from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
 from onnxlathe_passes.legalize.interface import bind, parse_values
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, known_good
 from onnxlathe_passes.legalize.solve import Solver, tidied
+from onnxlathe_passes.legalize.symmetric import to_int8
 from onnxlathe_passes.opset import Opset
 from onnxlathe_passes.sequences import Sequences
 
@@ -77,8 +79,16 @@ class Legalizing:
                 context.note(f"operator set {model.opset}, which the rewrites are written in")
             self.changes += raised
             infer_model(model)
+        if model.ir.functions:
+            InlinePass()(model.ir)
+            context.note("model-local functions are inlined")
+            self.changes += 1
+            infer_model(model)
+        self._unwrap()
         if any(node.op_type.startswith(("Sequence", "SplitToSequence")) for node in model.nodes()):
             self.changes += Sequences().run(model, context)
+        for node, all_of_them in to_int8(model.ir, context.names, lambda: context.permit(self.options.name)):
+            self._changed(node, all_of_them, "uint8 around 128 as int8 around 0, exactly")
         self._carry(NEVER, model)
         ruling = self._settle()
         if not ruling.accepted:
@@ -173,6 +183,23 @@ class Legalizing:
     def _refused(self, ruling: Ruling) -> list[ir.Node]:
         nodes = list(self.model.graph)
         return [nodes[i] for i in ruling.culprits if i < len(nodes)] or nodes
+
+    def _unwrap(self) -> None:
+        """What an Optional wraps and OptionalGetElement takes out again needs neither."""
+        for graph in graphs_of(self.model.ir):
+            for node in list(graph):
+                if node.op_type != "OptionalGetElement" or node.inputs[0] is None:
+                    continue
+                wrapper = node.inputs[0].producer()
+                inside = (
+                    wrapper.inputs[0]
+                    if wrapper and wrapper.op_type == "Optional" and wrapper.inputs
+                    else None
+                )
+                if inside is not None and self.context.permit(self.options.name):
+                    identity = replace_value(node.outputs[0], inside, self.context.names)
+                    self._changed(node, [identity] if identity else [], "a wrapping that is taken off again")
+                    remove_unused([node])
 
     def _carry(self, types: frozenset[ir.DataType], model: Model) -> bool:
         """Carry all values of these types in others."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +80,12 @@ def check_command(
     models = list(_files(folders))
     console = out()
     proofs: list[Proof] = []
-    with Prover(examples=examples, seed=seed, registry=registry, seconds=timeout) as prover:
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxlathe-check-") as folder,
+        Prover(examples=examples, seed=seed, registry=registry, seconds=timeout) as prover,
+    ):
+        # Hypothesis would leave its notes in the current folder.
+        os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", folder)
         for subject in subjects:
             with progress(quiet=as_json) as say:
                 say(f"checking {subject.name}")

@@ -330,7 +330,8 @@ class _Job:
         if not self.options["quiet"] and not self.options["as_json"]:
             from onnxlathe.cli.debug_text import show_diagnosis
 
-            show_diagnosis(out(), diagnosis, self.source)
+            advise = not (self.options["reducing"] or self.options["fixing"])
+            show_diagnosis(out(), diagnosis, self.source, advise=advise)
 
     def _reduced(self, found: Reduction, folder: Path) -> None:
         from rich.markup import escape

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
-from rich.table import Table
 
 from onnxlathe.debug.catalogue import Cause, Remedy
 from onnxlathe.debug.diagnosis import Diagnosis, Finding
@@ -21,7 +19,7 @@ _MESSAGE_LINES = 3
 _INDENT, _LABEL = 3, 10  # columns before a label, and of it
 
 
-def show_diagnosis(console: Console, diagnosis: Diagnosis, source: Path) -> None:
+def show_diagnosis(console: Console, diagnosis: Diagnosis, source: Path, *, advise: bool = True) -> None:
     """Print the answers, in their order, one group for each cause."""
     console.print(_headline(diagnosis, source))
     for note in diagnosis.notes:
@@ -38,7 +36,7 @@ def show_diagnosis(console: Console, diagnosis: Diagnosis, source: Path) -> None
     for cause, nodes in diagnosis.remarks:
         console.print(f"\n[yellow]remark[/]  {escape(cause.title)}: {escape(_some(nodes))}")
         _row(console, "", cause.why)
-    if diagnosis.findings and diagnosis.asked:
+    if advise and diagnosis.findings and diagnosis.asked:
         path = shlex.quote(str(source))
         console.print(
             f"\n[bold]next[/]  optimize debug {escape(path)} --fix       tries what mends it", soft_wrap=True
@@ -115,6 +113,8 @@ def _where(finding: Finding) -> str:
     if not finding.node:
         return "the model as a whole"
     text = f"node {finding.node!r} ({finding.operator})"
+    if finding.given:
+        text += ", which has no name of its own in the file"
     if finding.top:
         text += f", inside of node {finding.top!r}"
     if finding.input:
@@ -147,26 +147,22 @@ def _some(names: Sequence[str]) -> str:
 
 def show_mended(console: Console, mended: Mended, output: Path | None, engine: Path | None) -> None:
     """Print what was tried, what was kept, and what is left."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column()
-    for attempt in mended.attempts:
-        if attempt.kept:
-            changes = ", ".join(f"{count} × {rule}" for rule, count in list(attempt.changes.items())[:8])
-            left = f"{attempt.refused} refusals left" if attempt.refused else "nothing is refused any more"
-            grid.add_row("[green]kept[/]", escape(f"{attempt.pipeline}: {left}"))
-            grid.add_row("", f"[dim]{escape(changes)}[/]")
-            grid.add_row("", f"[dim]{escape(attempt.verdict)}[/]")
-            for note in attempt.notes:
-                grid.add_row("", escape(note))
-        else:
-            grid.add_row("[dim]not kept[/]", f"[dim]{escape(f'{attempt.pipeline}: {attempt.problem}')}[/]")
-    if output is not None:
-        grid.add_row("saved", f"[bold]{escape(str(output))}[/]")
-    if engine is not None:
-        grid.add_row("engine", f"[bold]{escape(str(engine))}[/]")
     console.print("\n[bold]mending[/]")
-    console.print(Padding(grid, (0, 0, 0, 3)))
+    for attempt in mended.attempts:
+        if not attempt.kept:
+            _row(console, "not kept", f"{attempt.pipeline}: {attempt.problem}", "dim")
+            continue
+        left = f"{attempt.refused} refusals left" if attempt.refused else "nothing is refused any more"
+        changes = ", ".join(f"{count} × {rule}" for rule, count in list(attempt.changes.items())[:8])
+        _row(console, "kept", f"{attempt.pipeline}: {left}")
+        for line in (changes, attempt.verdict):
+            _row(console, "", line, "dim")
+        for note in attempt.notes:
+            _row(console, "", note)
+    if output is not None:
+        _row(console, "saved", str(output))
+    if engine is not None:
+        _row(console, "engine", str(engine))
     if mended.accepted:
         console.print("[green]mended[/]: the target takes the model now")
     elif mended.left is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxlathe.cli.build_options import engine_options
-from onnxlathe.cli.options import comparison_options, plugin_option
+from onnxlathe.cli.options import check_writable, comparison_options, plugin_option
 from onnxlathe.cli.precision_options import precision_options
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from onnxlathe.api import Result, VerifyOptions
     from onnxlathe.model import Model
-    from onnxlathe.pipeline import Recipe, StepRecord
+    from onnxlathe.pipeline import Recipe, Registry, StepRecord
     from onnxlathe.target.engine import Engine, EngineRequest
 
 # A model that this program wrote says so; its default output may be replaced without asking.
@@ -157,7 +157,14 @@ class _Job:
         recipe = self.recipe()
         if options["no_verify"] and (options["data"] or options["atol"] or options["rtol"]):
             raise UsageError("--no-verify excludes --data, --atol and --rtol", hint="leave one of them out")
+        if options["passes"] is not None and not options["passes"].strip():
+            raise UsageError("--passes is empty", hint="leave it out for the default pipeline")
+        if options["output"] is not None and str(options["output"]) == ".":
+            raise UsageError("--output is the current folder", hint="name a file, as in -o small.onnx")
         registry = registry_with([*recipe.plugins, *options["plugins"]])
+        self.check_names(registry)
+        if options["report"] is not None:
+            check_writable(options["report"])
         with progress(quiet=options["quiet"]) as say:
             say(f"loading {self.source.name}")
             model = load(self.source)
@@ -195,6 +202,19 @@ class _Job:
                 self.build(request, result, output, say)
         self.finish(result, output)
         return 0
+
+    def check_names(self, registry: Registry) -> None:
+        """A name that no pass has would be ignored silently."""
+        from onnxlathe.errors import UsageError
+        from onnxlathe.pipeline import suggestion
+
+        known = {"--disable": [e.name for e in registry.all()]}
+        known["--print-after"] = [*registry.names(), "all", "changed"]
+        known["--dump-after"] = [*registry.names(), "all"]
+        for option, names in known.items():
+            for name in self.options[option[2:].replace("-", "_")]:
+                if name not in names:
+                    raise UsageError(f"{option} {name}: there is no such pass", hint=suggestion(name, names))
 
     def recipe(self) -> Recipe:
         from onnxlathe.pipeline import Recipe, load_recipe

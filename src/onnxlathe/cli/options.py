@@ -109,6 +109,18 @@ def registry_with(plugins: Sequence[str]) -> Registry:
     return registry
 
 
+def check_writable(path: Path) -> None:
+    """A report that cannot be written is refused before the work rather than after it."""
+    import os
+
+    from onnxlathe.errors import LatheError
+
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"'{folder}' is no folder that can be written to"
+        raise LatheError(f"cannot write the report '{path}': {why}", hint="name a file in another folder")
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write a report, all of it or nothing."""
     import os

@@ -34,6 +34,7 @@ class Finding:
         origin: names of the nodes of the original model that it stands for.
         top: name of the node of the main graph that it lies in, if it is not in the main graph itself.
         input: the value whose type is refused, where that is the matter.
+        given: the node has no name of its own in the file; `node` is what it is called here.
         how: `named` by the target, `cut`, `bisected`, or `table` for the static table.
         cause: what the catalogue knows about it.
         around: the node and its neighbours as text, with types and shapes; the node's line begins with →.
@@ -47,6 +48,7 @@ class Finding:
     origin: tuple[str, ...] = ()
     top: str = ""
     input: str = ""
+    given: bool = False
     how: str = ""
     cause: Cause | None = None
     around: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class Finding:
             "origin": list(self.origin),
             "inside": self.top,
             "input": self.input,
+            "unnamed": self.given,
             "stage": self.stage,
             "code": self.code,
             "message": self.message,
@@ -371,9 +374,10 @@ def finding_at(work: Workpiece, complaint: Complaint, place: Place, cause: Cause
         origin=tuple(origin(node)),
         top=(top.name or "") if top is not node else "",
         input=place.input,
+        given=node.name in work.given,
         how=place.how,
         cause=cause,
-        around=tuple(neighbourhood(work, node)),
+        around=tuple(neighbourhood(node)),
     )
 
 

@@ -35,12 +35,14 @@ class Workpiece:
         graph: the graph to cut in, the main graph unless `inside` made this.
         nodes: its nodes in order, without constants, which come along wherever they are used.
         recorded: what values hold on a sample, as far as somebody recorded it.
+        given: names of nodes that have none, or one that is taken, in the file.
     """
 
     model: Model
     graph: ir.Graph = field(init=False)
     nodes: list[ir.Node] = field(init=False)
     recorded: dict[str, np.ndarray] = field(default_factory=dict)
+    given: frozenset[str] = field(init=False)
     position: dict[int, int] = field(init=False)
     _holders: dict[int, int] = field(init=False)
 
@@ -50,7 +52,7 @@ class Workpiece:
         for value in (v for node in self.model.nodes() for v in node.outputs):
             if value.type is None:  # a shape without a type cannot be written
                 value.shape = None
-        name_nodes(self.model)
+        self.given = name_nodes(self.model)
         self._cut_in(self.model.graph)
 
     def _cut_in(self, graph: ir.Graph) -> None:
@@ -62,7 +64,7 @@ class Workpiece:
     def inside(self, graph: ir.Graph) -> Workpiece:
         """The same model, to cut in a graph within one of its nodes."""
         other = object.__new__(Workpiece)
-        other.model, other.recorded = self.model, self.recorded
+        other.model, other.recorded, other.given = self.model, self.recorded, self.given
         other._cut_in(graph)
         return other
 
@@ -248,16 +250,23 @@ def has_type(value: ir.Value) -> bool:
     return isinstance(value.type, ir.TensorType) and value.dtype is not None and value.shape is not None
 
 
-def name_nodes(model: Model) -> None:
-    """Give every node without a name of its own one: errors could not be traced to it otherwise."""
+def name_nodes(model: Model) -> frozenset[str]:
+    """Give every node without a name of its own one, as errors could not be traced to it otherwise.
+
+    Returns:
+        The names that were given.
+    """
     taken: set[str] = set()
+    given: set[str] = set()
     for number, node in enumerate(model.nodes()):
         if not node.name or node.name in taken:
             name = f"{node.op_type}_{number}"
             while name in taken:
                 name += "_"
             node.name = name
+            given.add(name)
         taken.add(node.name)
+    return frozenset(given)
 
 
 def _check_type(value: ir.Value) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnxlathe.debug.parts import Workpiece
 
-
-def neighbourhood(work: Workpiece, node: ir.Node, most: int = 9) -> list[str]:
+def neighbourhood(node: ir.Node, most: int = 9) -> list[str]:
     """The node and those beside it as text, one a line; the node's line begins with an arrow."""
     from onnxlathe.report.graph_text import node_lines
 

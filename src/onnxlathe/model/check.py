@@ -16,6 +16,7 @@ import onnx.helper
 
 from onnxlathe.errors import ModelError
 
+from .arity import check_arity
 from .protos import check_tensor, dense, infer_attribute_type, tensors_of, text
 
 # Messages of onnx are untyped here: NodeProto, GraphProto, and so on.
@@ -49,6 +50,7 @@ class Checker:
         self.digest = digest
         self.repairs: list[str] = []
         self.shadowed = False
+        self._imports: dict[str, int] = {}
         self._scope: dict[str, str] = {}  # what the graph checked last defines, and by whom
 
     def run(self) -> None:
@@ -66,6 +68,7 @@ class Checker:
             proto.ClearField("training_info")
         graph = proto.graph
         graph.name = graph.name or "main_graph"
+        main = self._imports = _versions_of(proto)
         inputs = self._input_names(graph)
         free = self._graph(graph, inputs, [], "the graph")
         assert not free
@@ -73,6 +76,7 @@ class Checker:
         for function in proto.functions:
             where = f"function {function.name!r}"
             inputs = self._distinct(function.input, "input", where)
+            self._imports = _versions_of(function) or main
             self._body(function, inputs, {}, [], where)
             for name in function.output:
                 if name not in self._scope:
@@ -224,9 +228,12 @@ class Checker:
         scope = {**initializers, **inputs}
         producer: dict[str, int] = {}
         nodes = list(body.node)
+        local = {(f.domain, f.name) for f in self.proto.functions}
         for index, node in enumerate(nodes):
             if not text(node.op_type, where):
                 raise ModelError(f"{_label(node, index)} of {where} has no operator")
+            if (node.domain, node.op_type) not in local:
+                check_arity(node, self._imports, _label(node, index), where)
             text(node.name, where)
             text(node.domain, where)
             for name in node.output:
@@ -474,3 +481,8 @@ def check_tensors(proto: Proto) -> None:
     """
     for tensor in tensors_of(proto):
         check_tensor(tensor)
+
+
+def _versions_of(proto: Proto) -> dict[str, int]:
+    """Versions of the operator sets that a model or function imports; `ai.onnx` is the default domain."""
+    return {entry.domain if entry.domain != "ai.onnx" else "": entry.version for entry in proto.opset_import}

@@ -23,6 +23,8 @@ from .tensors import FileTensor, SourceFile, digest, nbytes_of
 from .wire import Elided, Payload, Source, WireError, elide, fields
 
 TYPES_KEY = "onnxlathe.types"
+EXTERNAL_KEY = "onnxlathe.external"
+"""Key in the main graph's `meta` where the model came with external data."""
 """`graph.meta` key: serialized TypeProto by name, for inputs and outputs that onnx_ir has no type for."""
 
 _MAX_OPEN_FILES = 128
@@ -89,6 +91,8 @@ def load(path: str | os.PathLike[str], *, strict: bool = False) -> Model:
         if types:
             graph_model.graph.meta[TYPES_KEY] = types
         model = Model(graph_model, path=Path(path), repairs=checker.repairs)
+        if loader.has_external_data:
+            graph_model.graph.meta[EXTERNAL_KEY] = True
         if checker.shadowed:
             _unshadow(model)
         loader.attach(model)
@@ -314,6 +318,11 @@ class _Weights:
             self._files[real] = SourceFile(real, keep_open=len(self._files) < _MAX_OPEN_FILES)
         self._places[location] = self._files[real]
         return self._files[real]
+
+    @property
+    def has_external_data(self) -> bool:
+        """Whether some tensor lies in another file."""
+        return bool(self._places)
 
     def attach(self, model: Model) -> None:
         """Give every tensor that is not in memory its `FileTensor`."""

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnxlathe import _collector
 from onnxlathe.errors import LatheError, ModelError, UsageError
 
+from .load import EXTERNAL_KEY
 from .model import Model
 from .protos import tensors_of
 from .skeleton import Skeleton, names_without_value
@@ -105,7 +106,9 @@ class _Plan:
 def _plan(model: Model, target: Path, external: bool | None) -> _Plan:
     want = external
     if want is None:
-        want = any(isinstance(tensor, FileTensor) and tensor.external for tensor in _tensors(model))
+        want = bool(model.graph.meta.get(EXTERNAL_KEY)) or any(
+            isinstance(tensor, FileTensor) and tensor.external for tensor in _tensors(model)
+        )
     if not want:
         plan = _Plan(_pieces(Skeleton(model.ir)))
         if plan.fits:

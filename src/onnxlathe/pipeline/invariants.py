@@ -47,6 +47,8 @@ def _graph(
 
     def define(value: ir.Value, what: str) -> None:
         if not value.name:
+            if not value.uses() and not value.is_graph_output():
+                return  # an optional output that is left out
             problems.append(f"{what} in {where} has no name")
         elif names.get(value.name, value) is not value:
             problems.append(f"the name '{value.name}' is given twice in {where}")

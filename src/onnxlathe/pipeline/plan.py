@@ -238,7 +238,10 @@ def convert(value: Any, option: Option, owner: str) -> Any:
     is_size = typing.get_origin(kind) is typing.Annotated and "bytes" in typing.get_args(kind)[1:]
     try:
         if is_size:
-            return parse_size(value) if isinstance(value, str) else Size(msgspec.convert(value, int))
+            size = parse_size(value) if isinstance(value, str) else Size(msgspec.convert(value, int))
+            if size < 0:
+                raise UsageError("a size is not negative")
+            return size
         if isinstance(value, (str, int, float)) and typing.get_origin(kind) is tuple:
             value = (value,)
         if isinstance(value, int) and not isinstance(value, bool) and kind is str:

@@ -60,6 +60,8 @@ def load_recipe(path: Path) -> Recipe:
         recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
     except OSError as error:
         raise UsageError(f"cannot read the recipe '{path}': {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe '{path}' is no text in UTF-8") from error
     except msgspec.DecodeError as error:  # covers ValidationError
         raise UsageError(f"recipe '{path}': {error}", hint="see docs/pipelines.md for its fields") from error
     plugins = tuple(

@@ -68,7 +68,7 @@ class Registry:
                 registry.add(point.load(), source, trusted=point.module.startswith("onnxlathe_passes"))
             except LatheError as error:
                 registry.problems.append(f"plugin {source}: {error.message}")
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 registry.problems.append(f"plugin {source} could not be loaded: {_where(error)}")
         return registry
 
@@ -117,7 +117,7 @@ class Registry:
                 module = importlib.import_module(path)
         except LatheError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(
                 f"plugin '{spec}' could not be loaded: {_where(error)}",
                 hint="is a package that it needs missing, or its path wrong?",
@@ -164,7 +164,9 @@ class Registry:
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`did you mean …` for a misspelt name, or where to look."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    names = list(known)
+    same = [n for n in names if n.lower() == name.lower()]
+    near = same or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     return "`optimize passes` lists what there is"

@@ -174,6 +174,8 @@ class Runner:
         backup: ir.Model | None = None if unit.trusted else model.ir.clone()
         try:
             changes = drive(model, unit.rules, context) if unit.rules else _run_single(unit, model, context)
+            if not isinstance(model.ir, ir.Model):
+                raise PassError(f"'{unit.label}' put {model.ir!r} in the place of the model")
             if self.paranoid or not unit.trusted:
                 problems = broken_invariants(model)
                 if problems:
@@ -201,7 +203,7 @@ def _run_single(unit: Unit, model: Model, context: Context) -> int:
         return changes
     except LatheError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise PassError(
             f"pass '{only.name}' failed: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})",

@@ -18,6 +18,7 @@ from onnxlathe.model import Model, subgraphs
 from onnxlathe.rewrite.builder import Builder
 from onnxlathe.rewrite.context import Context
 from onnxlathe.rewrite.edit import remove_unused, replace_value
+from onnxlathe.rewrite.match import input_types
 from onnxlathe.rewrite.rule import Attempt, LocalRule, Rule
 
 # A rule that undoes another's work would go on for ever; no honest one changes a node this often.
@@ -108,14 +109,14 @@ class _Worklist:
             attempt = rule.attempt(node, op)
         except PassError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             op.rewind(0)
             raise PassError(
                 f"rule '{rule.name}' failed at node '{node.name}' ({node.op_type}): "
                 f"{type(error).__name__}: {error}",
                 hint=f"leave it out with -{rule.name}, and report it to its author",
             ) from error
-        if attempt.outputs is None or not self._usable(rule, node, attempt):
+        if attempt.outputs is None or not self._usable(rule, node, attempt) or not self._allowed(op.nodes):
             op.rewind(0)
             return False
         if not self.context.permit(rule.name):
@@ -141,6 +142,15 @@ class _Worklist:
         return not (
             node.op_type == "Identity" and node.outputs[0].is_graph_output() and not _movable(node, new)
         )
+
+    def _allowed(self, nodes: Iterable[ir.Node]) -> bool:
+        """Whether the specification gives the new operators to the element types that they are used with."""
+        for node in nodes:
+            types = input_types(node.op_type, self.opset) if node.domain == "" else ()
+            for value, allowed in zip(node.inputs, types, strict=False):
+                if value is not None and value.dtype is not None and value.dtype.value not in allowed:
+                    return False
+        return True
 
     def _apply(self, rule: LocalRule, node: ir.Node, attempt: Attempt, op: Builder) -> None:
         graph = node.graph

@@ -183,7 +183,11 @@ class _Matcher:
         """Whether the attributes agree with the pattern; bind the variables if so."""
         bound: dict[str, Any] = {}
         for name, wanted in pattern.attributes.items():
-            actual = attribute(node, name, self.opset)
+            try:
+                actual = attribute(node, name, self.opset)
+            except NoMatch as unknown:
+                self.found.reason = str(unknown)
+                return False
             if isinstance(wanted, AttrVar):
                 actual = wanted.default if actual is None else actual
                 if self.found.bindings.get(wanted.name, actual) != actual:
@@ -286,6 +290,25 @@ def attribute_defaults(op_type: str, domain: str, opset: int) -> Mapping[str, An
                 value = value.decode()
             values[name] = tuple(value) if isinstance(value, list) else value
     return values
+
+
+@functools.cache
+def input_types(op_type: str, opset: int) -> tuple[frozenset[int], ...]:
+    """The element types (numbers of `TensorProto.DataType`) that each input of a standard operator may have."""
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return ()
+    return tuple(
+        frozenset(
+            onnx.TensorProto.DataType.Value(text[7:-1].upper())
+            for text in formal.types
+            if text.startswith("tensor(")
+        )
+        for formal in schema.inputs
+    )
 
 
 def is_constant(value: ir.Value | None) -> bool:

@@ -257,6 +257,10 @@ class Verifier:
         if failure is not None:
             self._blame(failure, unchecked, verdict)
             return
+        if "::" not in (cut := _cut_by(unchecked, self._unchecked)) and cut:
+            # A standard operator that only the optimized model has; the original could be run.
+            verdict.error = f"the optimized model cannot be run: ONNX Runtime has no kernel for its {cut}"
+            return
         expected = {base for base in references[0].bases.values() if base not in unchecked}
         lost = sorted(expected - set(interface["outputs"]))
         new = sorted(set(interface["outputs"]) - expected - unchecked.keys())
@@ -272,6 +276,10 @@ class Verifier:
             return
         if extra and len(extra) > self._optional(optimized, extra):
             verdict.error = f"the optimized model has an input {extra[0]!r} that the original lacks"
+            return
+        order = [name for name in dict.fromkeys(references[0].bases.values()) if name in expected]
+        if [name for name in interface["outputs"] if name in expected] != order:
+            verdict.error = "the optimized model has the original's outputs in another order"
             return
         for number, reference in enumerate(references):
             self._progress(f"comparing on {reference.feed.label}")
@@ -307,7 +315,8 @@ class Verifier:
 
     @staticmethod
     def _blame(failure: RuntimeFailure, unchecked: dict[str, Unchecked], verdict: Verdict) -> None:
-        if failure.kind == "invalid":
+        standard = failure.kind == "unsupported" and failure.operator and "::" not in failure.operator
+        if failure.kind == "invalid" or standard:
             where = f" (node {failure.node!r}, {failure.operator})" if failure.operator else ""
             verdict.error = f"the optimized model cannot be run{where}: {failure.message}"
         else:
@@ -430,6 +439,11 @@ class Verifier:
                 shutil.rmtree(old, ignore_errors=True)
         save(source, folder / "model.onnx")
         return folder / "model.onnx"
+
+
+def _cut_by(now: Mapping[str, Unchecked], before: Mapping[str, Unchecked]) -> str:
+    """The first operator for which an output was cut away from the optimized model only."""
+    return next((u.operator for name, u in now.items() if name not in before and u.operator), "")
 
 
 def _lacking(output: str, operator: str, node: str) -> Unchecked:

@@ -110,8 +110,8 @@ class Verdict:
         """``equal`` only if every output was compared and passed on every feed."""
         if self.error or any(not c.passed for c in self.comparisons):
             return "different"
-        if not self.comparisons:
-            return "unchecked"
+        if not any(0 not in c.shape for c in self.comparisons):
+            return "unchecked"  # nothing, or nothing but empty tensors
         return "partially checked" if self.unchecked else "equal"
 
     @property
