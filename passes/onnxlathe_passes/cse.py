@@ -59,7 +59,9 @@ class CommonSubexpressions(Pass):
 
 
 class _Search:
-    def __init__(self, name: str, context: Context, opset: int, pure: frozenset[tuple[str, str, str]]) -> None:
+    def __init__(
+        self, name: str, context: Context, opset: int, pure: frozenset[tuple[str, str, str]]
+    ) -> None:
         self.name = name
         self.context = context
         self.opset = opset

@@ -123,11 +123,11 @@ def _cannot_fail(node: ir.Node, opset: int) -> bool:
         size = dims[axis] if dims is not None and -len(dims) <= axis < len(dims) else None
         if indices is None or not isinstance(size, int):
             return False
-        return bool(((indices >= -size) & (indices < size)).all())
+        return all(-size <= index < size for index in indices.reshape(-1).tolist())
     if node.op_type == "Slice":
         steps = [v for v in node.inputs[4:] if v is not None]
         arrays = [constant(v) for v in steps]
-        return all(a is not None and bool((a > 0).all()) for a in arrays)
+        return all(a is not None and min(a.reshape(-1).tolist(), default=1) > 0 for a in arrays)
     return True
 
 

@@ -24,7 +24,9 @@ _WEIGHTS_SHOWN = 10
 )
 @click.option("--text", is_flag=True, help="Print the graph as text instead.")
 @click.option(
-    "--why-not", metavar="RULE", help="Show where a rule (or a group, or `all`) almost fires and what stops it."
+    "--why-not",
+    metavar="RULE",
+    help="Show where a rule (or a group, or `all`) almost fires and what stops it.",
 )
 @click.option(
     "--after", metavar="PIPELINE", default="shapes", help="Passes to run before that, as shapes,fold,tidy."

@@ -86,11 +86,9 @@ def slice_length(dim: DimLike, start: Any, end: Any, step: Any) -> DimLike:
     first, last = _bound(start, dim), _bound(end, dim)
     if first is None or last is None:
         return None
-    if last == dim and type(start) is int and -_FAR < start < 0:
-        # The last k elements, or all of them where there are fewer: dim - max(dim - k, 0).
-        length = minimum(dim, -start)
-    else:
-        length = last - first
+    # The last k elements, or all of them where there are fewer: dim - max(dim - k, 0).
+    tail = last == dim and type(start) is int and -_FAR < start < 0
+    length = minimum(dim, -start) if tail else last - first
     low = lower(length)
     if low is None or low < 0:
         length = maximum(length, 0)

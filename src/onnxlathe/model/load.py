@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from onnxlathe import _collector
+from onnxlathe._collector import paused
 from onnxlathe.errors import ModelError
 
 from .check import Checker, check_tensors
@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str], *, strict: bool = False) -> Model:
     Raises:
         ModelError: the file is no ONNX model, is damaged, or breaks a rule of ONNX that cannot be repaired.
     """
-    with _collector.paused():
+    with paused():
         file = _open(Path(path))
         elided, proto = _parse(file)
         loader = _Weights(file, elided)

@@ -16,7 +16,7 @@ from typing import cast
 import onnx
 import onnx_ir as ir
 
-from onnxlathe import _collector
+from onnxlathe._collector import paused
 from onnxlathe.errors import LatheError, ModelError, UsageError
 
 from .load import EXTERNAL_KEY
@@ -69,7 +69,7 @@ def save(
             hint="A pass has left it so; this is an error of the pass.",
         )
     try:
-        with _collector.paused():
+        with paused():
             plan = _plan(model, target, external)
     except UnicodeDecodeError as error:
         raise ModelError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from onnxlathe import _collector
+from onnxlathe._collector import paused
 from onnxlathe.errors import LatheError, PassError
 from onnxlathe.infer import infer_model
 from onnxlathe.model import Model
@@ -71,7 +71,7 @@ class Runner:
             PassError: a pass raised or broke the IR; the model is then as it was before a plugin's pass,
                 and must be given up after one of ours.
         """
-        with _collector.paused():
+        with paused():
             for step in pipeline.steps:
                 self._step(step, model)
         return self.records
