@@ -247,6 +247,26 @@ def test_angles_stay_wide() -> None:
     assert casts(after) == 2  # of the integers, and of the cosine
 
 
+def test_a_small_head_stays_wide_where_that_saves_a_cast() -> None:
+    proto = parse(
+        """g (float[n, 64] x) => (float[n, 64] y, float[n, 2] z) {
+        a = MatMul(x, w)  b = MatMul(a, v)  y = LayerNormalization(b, gain, bias)
+        c = MatMul(y, h)  z = Tanh(c) }""",
+        weights={
+            "w": weight(64, 64, scale=0.1),
+            "v": weight(64, 64, scale=0.1),
+            "h": weight(64, 2),
+            "gain": np.ones(64, np.float32),
+            "bias": np.zeros(64, np.float32),
+        },
+    )
+    after = mixed(proto)
+    assert operators(after) == ["Cast", "MatMul", "MatMul", "Cast", "LayerNormalization", "MatMul", "Tanh"]
+    close(proto, after, n=3)
+    # Where it saves nothing it is lowered like the rest.
+    assert type_of(mixed(proto, ""), "c") == "FLOAT16"
+
+
 def test_quantized_models_have_no_casts_around_their_products() -> None:
     proto = parse(
         """g (float[n, 8] x) => (float[n, 8] y) { q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)

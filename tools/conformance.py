@@ -176,7 +176,7 @@ def expectation(case: Any) -> dict[str, Any]:
             found[name] = {"shape": list(value.shape)}
             if value.size <= SHAPE_VALUES and value.dtype.kind in "iub":
                 found[name]["values"] = value.reshape(-1).astype(np.int64).tolist()
-            elif value.size <= 8 and value.dtype == np.float32:
+            elif value.size <= 8 and value.dtype == np.float32 and np.isfinite(value).all():
                 found[name]["values"] = value.reshape(-1).tolist()
     return found
 
@@ -429,16 +429,58 @@ def markdown(rows: list[dict[str, Any]], title: str, modes: list[str]) -> str:
     table: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         table[row["operator"]].append(row)
-    lines += ["", "## By operator", "", "| operator | models | raw | " + " | ".join(modes) + " | why not |"]
-    lines.append("|---|---|---|" + "---|" * (len(modes) + 1))
+    lines += ["", "## By operator", ""]
     last = modes[-1] if modes else "profile"
+    whole = sorted(
+        o for o, m in table.items() if all(not reason(r, mode) for r in m for mode in modes or [last])
+    )
+    lines += [f"Every model in every column: {', '.join(whole)}.", ""]
+    lines += ["The others:", "", "| operator | models | raw | " + " | ".join(modes) + " | why not |"]
+    lines.append("|---|---|---|" + "---|" * (len(modes) + 1))
     for operator, members in sorted(table.items()):
+        if operator in whole:
+            continue
         raw = counts(members, "raw")["built"]
         good = [counts(members, mode)["good"] for mode in modes]
-        why = Counter(reason(row, last) for row in members if reason(row, last))
+        why = Counter(verdict(row, modes) for row in members)
+        del why[""]
         text = "; ".join(f"{n}× {w}" for w, n in why.most_common(3)).replace("|", "\\|")
         lines.append(f"| {operator} | {len(members)} | {raw} | {' | '.join(map(str, good))} | {text} |")
     return "\n".join(lines) + "\n"
+
+
+NO_REWRITE = {
+    "BitCast": "the bits of floats are not had by arithmetic",
+    "DeformConv": "no rewrite for these shapes",
+    "Dropout": "it drops at random: training only",
+    "DFT": "within float32, but not within the suite's tolerance for zeros",
+    "If": "optionals or sequences as outputs",
+    "ImageDecoder": "decodes files; do it before the engine",
+    "LabelEncoder": "strings",
+    "RoiAlign": "the largest sample rather than the average: no rewrite",
+    "SplitToSequence": "a sequence as output",
+    "TfIdfVectorizer": "no rewrite",
+    "TreeEnsemble": "no rewrite",
+    **dict.fromkeys(
+        ("Unique", "Compress", "NonZero", "NonMaxSuppression"),
+        "its size depends on data, and this target has no kernel for it",
+    ),
+}
+"""Why there is nothing for some models of an operator."""
+
+
+def verdict(row: dict[str, Any], modes: list[str]) -> str:
+    """Why a model does not count in every column, for people; empty where it does."""
+    first = reason(row, modes[0] if modes else "profile")
+    if first and "bind" in modes and not reason(row, "bind"):
+        return "operands given at run time that the target wants as constants: bind them"
+    if first and not first.startswith(("numbers", "the worker")):
+        ours = next((words for theirs, words in WORDS if theirs in first), "")
+        return ours or NO_REWRITE.get(row["operator"], first)
+    return NO_REWRITE.get(row["operator"], first) if first else ""
+
+
+WORDS = [("convertDtype", "a type that nothing carries (strings, sequences, optionals)")]
 
 
 def reason(row: dict[str, Any], mode: str) -> str:

@@ -211,12 +211,17 @@ def max_unpool(op: Draft, node: ir.Node) -> ir.Value:
     plain = dims[:2] + [
         (dims[i + 2] - 1) * strides[i] - pads[i] - pads[i + rank] + kernel[i] for i in range(rank)
     ]
-    shape = operand(node, 2)
-    final = [int(n) for n in contents(shape)] if shape is not None else plain
     flat = op.ScatterElements(
-        op.constant(np.zeros(int(np.prod(final)), dtype=element_type(x).numpy())),
+        op.constant(np.zeros(int(np.prod(plain)), dtype=element_type(x).numpy())),
         op.reshape(indices, [-1]),
         op.reshape(x, [-1]),
         axis=0,
     )
-    return op.reshape(flat, final)
+    result = op.reshape(flat, plain)
+    shape = operand(node, 2)
+    final = [int(n) for n in contents(shape)] if shape is not None else plain
+    if final != plain:  # the indices are those of the plain size; a larger output is filled up at the end
+        require(all(f >= p for f, p in zip(final, plain, strict=True)), "an output that is cut")
+        missing = [f - p for f, p in zip(final, plain, strict=True)]
+        result = op.Pad(result, op.ints([0] * len(final) + missing))
+    return result

@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
         return 130
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        where = context.command_path if context is not None else "optimize"
+        where = context.command_path.removesuffix(" run") if context is not None else "optimize"
         complain(error.format_message(), f"`{where} --help` shows what there is")
         return 2
     except BrokenPipeError:

@@ -269,11 +269,13 @@ class Search:
                         continue
                     own, lost, vanished = compare(exact[name], exact[twins[name]])
                     error.own, error.vanishing = max(error.own, own), max(error.vanishing, vanished)
-                    error.overflows += lost
+                    broken = lost
                     if name in lowered:
                         all_in_all, broken, _ = compare(exact[name], lowered[name])
                         gathered[name] = all_in_all = math.inf if broken else all_in_all
                         error.gathered = max(error.gathered, all_in_all)
+                    # A mask that the pass cuts off is infinite in the twin only.
+                    error.overflows += lost if broken else 0
                 seen = [
                     exact[v.name] for v in (*node.inputs, *node.outputs) if v is not None and v.name in exact
                 ]
