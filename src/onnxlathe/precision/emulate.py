@@ -103,7 +103,7 @@ def _cast(value: ir.Value, to: ir.DataType, names: Names, hint: str) -> ir.Node:
 def _insert_rounding(
     value: ir.Value, dtype: ir.DataType, names: Names, insert: Callable[[list[ir.Node]], None]
 ) -> None:
-    """Let everything that uses `value` see it rounded; graph outputs keep their names."""
+    """Let everything that uses `value` see it rounded; what a node made gives its name to the rounded value."""
     users = list(value.uses())
     down = _cast(value, dtype, names, f"{value.name}/rounded")
     up = _cast(down.outputs[0], FLOAT32, names, f"{value.name}/widened")
@@ -117,6 +117,7 @@ def _insert_rounding(
         for index, output in enumerate(graph.outputs):
             if output is value:
                 graph.outputs[index] = result
+    if value.producer() is not None:
         name, value.name = value.name, None
         value.name, result.name = names.value(f"{name}/exact"), name
 
