@@ -364,3 +364,19 @@ def test_a_function_becomes_a_pass_with_options() -> None:
     model = Model(ir.from_proto(proto))
     Runner().run(model, plan("rename(prefix=a,times=3)", registry))
     assert model.graph[0].name == "aaan"
+
+
+def test_a_pass_that_never_ends_is_ended_and_named() -> None:
+    @make_pass("endless")
+    def endless(model: Model, context: Any) -> int:
+        """Loops."""
+        while True:
+            pass
+
+    proto = parse("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    model = Model(ir.from_proto(proto))
+    with pytest.raises(PassError, match=r"'endless' did not end within 0\.2 seconds.*test_rewrite\.py:\d+"):
+        Runner(pass_timeout=0.2).run(model, plan([endless()], Registry()))
+    runner = Runner(pass_timeout=0.2, on_error="skip")
+    runner.run(model, plan([endless(), DoubleNegation()], Registry()))
+    assert "did not end" in runner.records[0].skipped

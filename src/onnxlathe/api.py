@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnxlathe.defaults import PASS_TIMEOUT
 from onnxlathe.errors import UsageError, VerificationError
 from onnxlathe.model import Model, load
 from onnxlathe.pipeline import Budget, Item, Pipeline, Registry, Runner, StepRecord, plan
@@ -131,6 +132,7 @@ def optimize(
     disabled: Iterable[str] = (),
     paranoid: bool = False,
     on_error: Literal["fail", "skip"] = "fail",
+    pass_timeout: float = PASS_TIMEOUT,
     reproducer: Path | None = None,
     plugins: Sequence[str] = (),
     before_step: Callable[[str], None] | None = None,
@@ -150,6 +152,7 @@ def optimize(
         disabled: passes and rules to leave out.
         paranoid: check the IR's invariants after every step.
         on_error: `skip` goes on without a plugin's pass that fails.
+        pass_timeout: seconds that a plugin's pass may take; 0 for no limit.
         reproducer: folder for a reproducer, written where the verification fails.
         plugins: what `registry` got from `--plugin`; a reproducer needs them too.
         before_step: called with the name of each step.
@@ -172,7 +175,7 @@ def optimize(
     registry = registry or Registry.standard()
     resolved = plan(passes, registry, named)
     result = Result(model, str(resolved), before=Census.of(model))
-    run = _Run(resolved, frozenset(disabled), paranoid, on_error)
+    run = _Run(resolved, frozenset(disabled), paranoid, on_error, pass_timeout)
     hooks = _Hooks(before_step, after_step)
     if not verify:
         result.steps = run(model, hooks=hooks).records
@@ -195,7 +198,7 @@ def optimize(
             lowering = frozenset(p.name for p in resolved.passes() if p.lowers_precision)
             if lowering:
                 # Everything else has to be right to float32's precision; what is lowered, to the lower one's.
-                exact = _Run(resolved, run.disabled | lowering, paranoid, on_error)
+                exact = _Run(resolved, run.disabled | lowering, paranoid, on_error, pass_timeout)
                 _proven(
                     result, exact, pristine, verifier, on_mismatch, reproducer, plugins, _Hooks(None, None)
                 )
@@ -223,6 +226,7 @@ class _Run:
     disabled: frozenset[str]
     paranoid: bool
     on_error: str
+    pass_timeout: float
 
     def __call__(
         self,
@@ -235,6 +239,7 @@ class _Run:
             budget=budget or Budget(),
             paranoid=self.paranoid,
             on_error=self.on_error,
+            pass_timeout=self.pass_timeout,
             before=hooks.before if hooks else None,
             after=hooks.after if hooks else None,
         )

@@ -11,6 +11,7 @@ import click
 from onnxlathe.cli.build_options import engine_options
 from onnxlathe.cli.options import check_writable, comparison_options, plugin_option
 from onnxlathe.cli.precision_options import precision_options
+from onnxlathe.defaults import PASS_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,13 @@ WORDS = "onnxlathe.words"
     default="fail",
     show_default=True,
     help="The same for a plugin's pass that raises.",
+)
+@click.option(
+    "--pass-timeout",
+    type=click.FloatRange(0),
+    default=PASS_TIMEOUT,
+    show_default=True,
+    help="Seconds that a plugin's pass may take; 0 for no limit.",
 )
 @click.option(
     "--external-data/--single-file",
@@ -185,6 +193,7 @@ class _Job:
                     disabled=options["disable"],
                     paranoid=options["paranoid"],
                     on_error=options["on_error"],
+                    pass_timeout=options["pass_timeout"],
                     reproducer=Path(f"onnxlathe-repro-{self.source.stem}"),
                     plugins=[*recipe.plugins, *options["plugins"]],
                     before_step=say,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from onnxlathe._collector import paused
+from onnxlathe.defaults import PASS_TIMEOUT
 from onnxlathe.errors import LatheError, PassError
 from onnxlathe.infer import infer_model
 from onnxlathe.model import Model
@@ -17,6 +18,7 @@ from onnxlathe.model.tensors import bytes_read
 from onnxlathe.pipeline.invariants import broken_invariants
 from onnxlathe.pipeline.plan import Fixpoint, Pipeline, Unit
 from onnxlathe.pipeline.records import StepRecord, operator_change
+from onnxlathe.pipeline.watchdog import limited
 from onnxlathe.rewrite.context import Context
 from onnxlathe.rewrite.driver import drive
 from onnxlathe.rewrite.edit import Names
@@ -46,6 +48,7 @@ class Runner:
         budget: how much to run.
         paranoid: check the IR's invariants after every unit, not only after those of plugins.
         on_error: what a failing plugin means: `fail` ends the run, `skip` goes on without it.
+        pass_timeout: seconds that a plugin's pass may take; 0 for no limit.
         before: called with a unit's label when it starts.
         after: called with its record and the model when it is done.
         records: what happened, in order.
@@ -56,6 +59,7 @@ class Runner:
     budget: Budget = field(default_factory=Budget)
     paranoid: bool = False
     on_error: str = "fail"
+    pass_timeout: float = PASS_TIMEOUT
     before: Callable[[str], None] | None = None
     after: Observer | None = None
     records: list[StepRecord] = field(default_factory=list)
@@ -173,7 +177,10 @@ class Runner:
         """Run the unit; whatever a plugin does, the model before it is not lost."""
         backup: ir.Model | None = None if unit.trusted else model.ir.clone()
         try:
-            changes = drive(model, unit.rules, context) if unit.rules else _run_single(unit, model, context)
+            with limited(0 if unit.trusted else self.pass_timeout, unit.label):
+                changes = (
+                    drive(model, unit.rules, context) if unit.rules else _run_single(unit, model, context)
+                )
             if not isinstance(model.ir, ir.Model):
                 raise PassError(f"'{unit.label}' put {model.ir!r} in the place of the model")
             if self.paranoid or not unit.trusted:

@@ -1,0 +1,4 @@
+"""Defaults that the command line shows in its help and the workbench uses; light enough to import for both."""
+
+PASS_TIMEOUT = 600.0
+"""Seconds that a plugin's pass may take unless said otherwise."""
