@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,6 +26,11 @@ def limited(seconds: float, what: str) -> Iterator[None]:
     if not timers or seconds <= 0 or threading.current_thread() is not threading.main_thread():
         yield
         return
+    # There is but one timer: whoever called us may be keeping the time as well.
+    remaining, interval = signal.getitimer(signal.ITIMER_REAL)
+    if 0 < remaining <= seconds:
+        yield
+        return
 
     def stop(_: int, frame: FrameType | None) -> None:
         where = f" ({frame.f_code.co_filename}:{frame.f_lineno})" if frame is not None else ""
@@ -34,9 +40,13 @@ def limited(seconds: float, what: str) -> Iterator[None]:
         )
 
     before = signal.signal(signal.SIGALRM, stop)
+    started = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if remaining:
+            left = max(remaining - (time.monotonic() - started), 0.001)
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
