@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +17,7 @@ from onnxlathe.infer import infer_model
 from onnxlathe.model import Model, load
 from onnxlathe.pipeline import Runner, broken_invariants, plan
 from onnxlathe.pipeline.registry import Registry
+from onnxlathe.pipeline.watchdog import limited
 from onnxlathe.rewrite import LocalRule, Pass
 
 _SECONDS = 10.0
@@ -330,7 +328,7 @@ class Prover:
     def _apply(self, subject: Pass, model: Model) -> int:
         runner = Runner(paranoid=False)
         pipeline = plan([subject], self.registry)
-        with _watched(subject.name, self.seconds):
+        with limited(self.seconds, subject.name):
             runner.run(model, pipeline)
         return sum(record.changes for record in runner.records if not record.implied)
 
@@ -383,23 +381,3 @@ def _reasons(subject: LocalRule, model: Model) -> Iterator[str]:
             reason = subject.attempt(node, Builder(model.opset)).reason
             if reason and "'" not in reason:
                 yield reason
-
-
-@contextlib.contextmanager
-def _watched(name: str, seconds: float) -> Iterator[None]:
-    """End a pass that does not end by itself, where the system can."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(*_: object) -> None:
-        raise PassError(f"pass '{name}' did not end within {seconds:g} seconds")
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    # And again: an exception raised in a finalizer or a callback of the collector is lost.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

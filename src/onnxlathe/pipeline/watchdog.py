@@ -41,7 +41,8 @@ def limited(seconds: float, what: str) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, stop)
     started = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # And again: an exception raised in a finalizer or a callback of the collector is lost.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
     try:
         yield
     finally:
