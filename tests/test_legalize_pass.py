@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from onnxlathe import UsageError
 from onnxlathe.infer import infer_model
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Context
-from onnxlathe.target import find_target
+from onnxlathe.target import TARGETS, find_target
 from onnxlathe_passes.legalize import Legalize
 from onnxlathe_passes.legalize.judge import TableJudge, TargetJudge
 from onnxlathe_passes.legalize.run import Legalizing
@@ -193,12 +196,42 @@ def test_a_real_target_and_a_narrow_type(tmp_path: Path) -> None:
 
 
 @needs_target
-def test_a_target_that_dies_is_an_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_attention_that_a_build_accepts_is_left_alone(kind: str, tmp_path: Path) -> None:
+    # There is no kernel for all of it in float32: `optimize --engine` and the judge let it be decomposed.
+    shape = f"{kind}[1,2,4,8]"
+    proto = parse(f"g ({shape} q, {shape} k, {shape} v) => ({shape} y) {{ y = Attention(q,k,v) }}", opset=23)
+    after, _, changes = run(proto, tmp_path)
+    assert not changes
+    assert [n.op_type for n in after.graph.node] == ["Attention"]
+
+
+@needs_target
+def test_a_target_that_was_ended_is_started_again() -> None:
     target = find_target()
-    with TargetJudge(target.module, "test") as judge:  # type: ignore[attr-defined]
+    with TargetJudge(target) as judge:  # type: ignore[arg-type]
         model = ir.from_proto(parse("g (float[2] x) => (float[2] y) { y = Relu(x) }"))
         assert judge.judge(model).accepted
         assert judge._process is not None
         judge._process.close()
         judge._memory.clear()
         assert judge.judge(model).accepted
+
+
+def test_a_target_that_dies_is_an_answer_that_is_not_kept(tmp_path: Path) -> None:
+    script = """
+        import json, os, sys
+        for line in sys.stdin:
+            if json.loads(line)["do"] != "hello":
+                os.abort()
+            print(json.dumps({"result": {"version": "0"}}), flush=True)
+    """
+    command = (sys.executable, "-c", textwrap.dedent(script))
+    target = replace(TARGETS["rtx"], module="onnx", command=command)
+    model = ir.from_proto(parse("g (float[2] x) => (float[2] y) { y = Relu(x) }"))
+    with TargetJudge(target, tmp_path) as judge:
+        ruling = judge.judge(model)
+        assert ruling.fatal
+        assert not ruling.accepted
+        assert "SIGABRT" in ruling.message
+    assert not list(tmp_path.iterdir())

@@ -50,7 +50,7 @@ class Bench:
         target = find_target()
         if not target.available:
             raise SystemExit(f"conformance needs a target: {target.reason}")
-        self.judge = TargetJudge(target.module, f"{target.name} {target.version}", None)  # type: ignore[attr-defined]
+        self.judge = TargetJudge(target, None)  # type: ignore[arg-type]
         self.save = save
 
     def examine(self, case: Any, modes: list[str]) -> dict[str, Any]:

@@ -69,4 +69,4 @@ class Legalize(Pass):
             )
             return judge
         folder = None if self.cache == "none" else Path(self.cache) if self.cache else cache_folder()
-        return TargetJudge(target.module, f"{target.name} {target.version}", folder)
+        return TargetJudge(target, folder)

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +17,10 @@ import onnx_ir as ir
 from onnxlathe.debug.catalogue import static_cause
 from onnxlathe.debug.table import SupportTable, table
 from onnxlathe.rewrite import subgraphs
-from onnxlathe.target import TargetError
+from onnxlathe.target import TargetError, TensorRT
 from onnxlathe.target.process import WorkerProcess
 
+_ASKED = 2  # how: raised where the same model may get another answer, so that stored ones are forgotten
 _TIMEOUT = 120.0  # seconds; an engine of one node takes a tenth of one, parsing gigabytes a minute
 
 
@@ -50,7 +50,10 @@ Expectation = dict[str, dict[str, Any]]
 class Judge(Protocol):
     """Who decides whether a model is accepted."""
 
-    title: str
+    @property
+    def title(self) -> str:
+        """What users read."""
+        ...
 
     def judge(self, model: ir.Model, expect: Expectation | None = None, *, build: bool = True) -> Ruling:
         """Would the target take the model?"""
@@ -70,22 +73,25 @@ class TargetJudge:
     """The real parser and builder, in a child process that may die; answers are remembered.
 
     Args:
-        module: import name of the native package.
-        title: what users read.
+        target: whom to ask; must be available.
         cache: folder for answers across runs; `None` remembers them for this run only.
     """
 
-    module: str
-    title: str
+    target: TensorRT
     cache: Path | None = None
     asked: int = 0
     _memory: dict[str, Ruling] = field(default_factory=dict)
     _process: WorkerProcess | None = None
 
+    @property
+    def title(self) -> str:
+        """What users read."""
+        return f"{self.target.name} {self.target.version}"
+
     def judge(self, model: ir.Model, expect: Expectation | None = None, *, build: bool = True) -> Ruling:
         data = ir.to_proto(model).SerializeToString()
         key = hashlib.sha256(
-            data + json.dumps([self.title, build, expect or {}], sort_keys=True, default=str).encode()
+            data + json.dumps([_ASKED, self.title, build, expect or {}], sort_keys=True, default=str).encode()
         ).hexdigest()
         found = self._memory.get(key) or self._stored(key)
         if found is None:
@@ -109,13 +115,7 @@ class TargetJudge:
 
     def _put(self, question: dict[str, Any]) -> Ruling:
         if self._process is None:
-            command = [
-                sys.executable, "-P", "-c",
-                # The package may lie anywhere on our path; the child looks in the same places.
-                f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; sys.argv[1:] = [{self.module!r}];"
-                " from onnxlathe_passes.legalize.judge_worker import main; main()",
-            ]  # fmt: skip
-            self._process = WorkerProcess(command)
+            self._process = self.target.session().process
         try:
             reply = self._process.ask("judge", timeout=_TIMEOUT, **question)
         except TargetError as error:

@@ -52,7 +52,7 @@ def open_model(native: Native, path: str, plugins: list[str], log: str | None = 
     accepted, alive = weights.parse(parser, path)
     if not accepted:
         return {"accepted": False, "errors": errors_of(parser)}
-    _decomposable(native.trt, network)
+    decomposable(native.trt, network)
     native.held = _Parsed(alive, parser, network, builder)
     return {
         "accepted": True,
@@ -63,8 +63,8 @@ def open_model(native: Native, path: str, plugins: list[str], log: str | None = 
     }
 
 
-def _decomposable(trt: Any, network: Any) -> None:
-    """Let attention be built from its parts where there is no kernel for all of it.
+def decomposable(trt: Any, network: Any) -> None:
+    """Let attention of a network be built from its parts where there is no kernel for all of it.
 
     There is none for float32, and none for some sizes of heads; by default the build fails on those.
     """

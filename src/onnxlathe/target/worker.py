@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from onnxlathe.target import native_build, native_run
+from onnxlathe.target import native_build, native_judge, native_run
 from onnxlathe.target.native import Native, Trouble, errors_of
 
 
@@ -62,6 +62,7 @@ HANDLERS: dict[str, Callable[..., dict[str, Any]]] = {
     "device": native_build.device,
     "open": native_build.open_model,
     "build": native_build.build,
+    "judge": native_judge.judge,
     "run": native_run.run,
 }
 
