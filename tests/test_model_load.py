@@ -836,6 +836,19 @@ def test_sympy_sleeps_and_wakes() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_text_formats_sleep_and_wake() -> None:
+    code = (
+        "import sys, onnxlathe, onnx; assert type(sys.modules['tarfile']).__name__ == '_LazyModule';"
+        "from google.protobuf import json_format, text_format;"
+        "a, b = onnx.ModelProto(ir_version=8), onnx.ModelProto();"
+        "assert json_format.Parse(json_format.MessageToJson(a), b) == a;"
+        "assert text_format.MessageToString(a) == 'ir_version: 8\\n';"
+        "assert onnx.compose.add_prefix(a, 'p/').ir_version == 8;"
+        "import tarfile; assert tarfile.TarFile"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_sympy_already_awake() -> None:
     code = "import sympy, onnxlathe, onnx_ir; assert str(onnx_ir.SymbolicDim('a') + 1)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -29,7 +29,6 @@ from onnxlathe_passes.weights import Array, may_copy, scaled
 _SHARED = "largest weight that is copied because something else uses it too"
 
 
-@dataclass(frozen=True)
 class Bias(Rule):
     """Make a constant per channel that is added to a Conv, ConvTranspose or Gemm its bias."""
 

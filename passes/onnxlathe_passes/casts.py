@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -52,7 +51,6 @@ def target_type(node: ir.Node, opset: int) -> ir.DataType | None:
     return None if to is None else ir.DataType(to)
 
 
-@dataclass(frozen=True)
 class NoopCast(NodeRule):
     """Cast(x) to the type that x has = x; CastLike(x, y) = Cast(x) to the type of y."""
 
@@ -82,7 +80,6 @@ class NoopCast(NodeRule):
         return x if like == x.dtype else op.Cast(x, to=int(like), **options)
 
 
-@dataclass(frozen=True)
 class CastChain(NodeRule):
     """Cast(Cast(x, a), b) = Cast(x, b), where type a has every value of x's type.
 

@@ -64,7 +64,6 @@ def _clamp(x: ir.Value | None, low: Any, high: Any) -> Clamp | None:
     return Clamp(x, low, high)
 
 
-@dataclass(frozen=True)
 class ClampChain(NodeRule):
     """Relu, Clip, Min and Max by numbers, one after the other = one of them.
 

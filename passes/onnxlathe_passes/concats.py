@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -19,7 +18,6 @@ def _axis(node: ir.Node, opset: int) -> int:
     return axis + axes if axis < 0 and axes is not None else axis
 
 
-@dataclass(frozen=True)
 class ConcatEmpty(NodeRule):
     """Concat(x) = x; inputs of size 0 along the axis are left out."""
 
@@ -49,7 +47,6 @@ def _is_empty(value: ir.Value | None, axis: int) -> bool:
     return dims is not None and -len(dims) <= axis < len(dims) and dims[axis] == 0
 
 
-@dataclass(frozen=True)
 class ConcatChain(NodeRule):
     """Concat(Concat(a, b), c) = Concat(a, b, c) on one axis, where nothing else reads the inner one."""
 

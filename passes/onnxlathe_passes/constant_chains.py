@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,6 @@ def _keeps_its_size(term: Array, *parts: Array) -> bool:
     return float(np.abs(term).min(initial=np.inf)) * 2 >= largest
 
 
-@dataclass(frozen=True)
 class ScaleChain(NodeRule):
     """(x * a) * b = x * (a*b); (x / a) / b = x / (a*b); (x * a) / b = x * (a/b); (x / a) * b = x * (b/a).
 
@@ -115,7 +113,6 @@ class ScaleChain(NodeRule):
         return op.Div(x, constant) if kinds == ("Div", "Div") else op.Mul(x, constant)
 
 
-@dataclass(frozen=True)
 class OffsetChain(NodeRule):
     """(x + a) + b = x + (a+b); (x - a) - b = x - (a+b); (x + a) - b = x + (a-b); (x - a) + b = x + (b-a).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -17,7 +16,6 @@ from onnxlathe_passes.views import unsqueeze
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-@dataclass(frozen=True)
 class CountingGather(NodeRule):
     """Gather(x, [[0, 1, …], [n, n+1, …], …]) = Reshape(x); GatherND(x, all coordinates) = x.
 

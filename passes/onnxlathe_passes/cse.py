@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -28,7 +27,6 @@ _READ = 1024
 Key = tuple[Hashable, ...]
 
 
-@dataclass(frozen=True)
 class CommonSubexpressions(Pass):
     """Compute what two nodes compute alike only once.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -11,7 +10,6 @@ from onnxlathe.model import Model
 from onnxlathe.rewrite import Context, Pass, drop_initializer, graphs_of, is_unused, remove_unused, subgraphs
 
 
-@dataclass(frozen=True)
 class Dead(Pass):
     """Remove nodes, initializers, functions and operator sets that nothing needs.
 

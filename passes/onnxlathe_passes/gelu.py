@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import pi, sqrt
 from typing import Any
 
@@ -12,7 +11,6 @@ from onnxlathe.rewrite import Builder, Match, Pattern, PatternBuilder, Rule, any
 from onnxlathe_passes.elementwise import float_type, halved, squared
 
 
-@dataclass(frozen=True)
 class Gelu(Rule):
     """Fuse x·½·(1 + erf(x/√2)), and the approximation by tanh, into Gelu."""
 

@@ -32,7 +32,6 @@ def _is_matrix(value: ir.Value) -> bool:
     return len(dims_of(value) or ()) == 2
 
 
-@dataclass(frozen=True)
 class MatMulAdd(Rule):
     """Fuse MatMul of two matrices and the constant added to its columns into Gemm.
 
@@ -66,7 +65,6 @@ class MatMulAdd(Rule):
         return op.Gemm(x, w, b)
 
 
-@dataclass(frozen=True)
 class GemmTranspose(Rule):
     """Take the transposition of a matrix into the Gemm or MatMul that uses it."""
 

@@ -56,7 +56,6 @@ class Repeated:
         return cls(heads, groups, times) if fits else None
 
 
-@dataclass(frozen=True)
 class _Core(NodeRule):
     """Attention, up to its result as `[batch, heads, seq, size]`."""
 
@@ -130,7 +129,6 @@ class _Core(NodeRule):
         return made
 
 
-@dataclass(frozen=True)
 class GroupedHeads(RuleSet):
     """Attention whose keys and values are repeated for groups of heads, without repeating them.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
@@ -32,7 +31,6 @@ def relu6(op: PatternBuilder, x: Pattern) -> Pattern:
     )
 
 
-@dataclass(frozen=True)
 class HardSigmoid(Rule):
     """Fuse clip(x + 3, 0, 6)/6, and clip(α·x + β, 0, 1), into HardSigmoid."""
 
@@ -68,7 +66,6 @@ class HardSigmoid(Rule):
         return op.HardSigmoid(x, alpha=1 / slope if divided else slope, beta=number(beta, x))
 
 
-@dataclass(frozen=True)
 class HardSwish(Rule):
     """Fuse x·clip(x + 3, 0, 6)/6, and x·HardSigmoid(x) with α = 1/6, into HardSwish."""
 

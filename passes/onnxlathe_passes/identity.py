@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -11,7 +10,6 @@ from onnxlathe.rewrite import Builder, NodeRule
 from onnxlathe_passes.conditions import operand, uniform
 
 
-@dataclass(frozen=True)
 class Identity(NodeRule):
     """Identity(x) = x.
 
@@ -35,7 +33,6 @@ class Identity(NodeRule):
         return node.inputs[0]
 
 
-@dataclass(frozen=True)
 class Dropout(NodeRule):
     """Dropout(x) = x in inference, which is what a model says that does not turn training on.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -21,7 +20,6 @@ from onnxlathe_passes.norms import (
 )
 
 
-@dataclass(frozen=True)
 class _Core(Rule):
     """c/√(mean(c²) + ε) with c = x - mean(x) → LayerNormalization(x, 1)."""
 
@@ -56,7 +54,6 @@ class _Core(Rule):
         return normalization(op, "LayerNormalization", x, sizes, epsilon_of(epsilon))
 
 
-@dataclass(frozen=True)
 class LayerNorm(RuleSet):
     """Fuse (x - mean)/√(variance + ε)·scale + bias over the last dimensions into LayerNormalization.
 

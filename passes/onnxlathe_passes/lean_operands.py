@@ -27,7 +27,6 @@ _ELEMENTWISE = frozenset(
 _ROOTS = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
-@dataclass(frozen=True)
 class LeanOperands(Pass):
     """Let broadcasting do what Expand, a comparison that always holds, or a Gather of one row does.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -11,7 +10,6 @@ from onnxlathe.rewrite import Builder, Match, Pattern, PatternBuilder, Rule, any
 from onnxlathe_passes.elementwise import float_type, softplus
 
 
-@dataclass(frozen=True)
 class Mish(Rule):
     """Fuse x·tanh(softplus(x)) into Mish."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -27,7 +26,6 @@ _NEUTRAL: dict[str, object] = {
 _COMMUTE = frozenset({"Add", "Mul", "And", "Or", "Xor", "BitwiseOr", "BitwiseXor"})
 
 
-@dataclass(frozen=True)
 class Neutral(NodeRule):
     """x + 0, x - 0, x * 1, x / 1, x ** 1, And(x, true), Or(x, false), Xor(x, false) = x.
 
@@ -60,7 +58,6 @@ def _fits(constant: ir.Value | None, x: ir.Value | None) -> bool:
     return constant is not None and x is not None and broadcasts_into(constant, x)
 
 
-@dataclass(frozen=True)
 class SingleOperand(NodeRule):
     """Sum(x) = Mean(x) = Max(x) = Min(x) = x; Max(x, x) = Min(x, x) = And(x, x) = Or(x, x) = x."""
 
@@ -83,7 +80,6 @@ class SingleOperand(NodeRule):
         return first if idempotent and all(v is first for v in node.inputs) else None
 
 
-@dataclass(frozen=True)
 class WhereChosen(NodeRule):
     """Where(true, a, b) = a; Where(false, a, b) = b; Where(c, a, a) = a; Where(Not(c), a, b) is
     Where(c, b, a).

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
@@ -14,7 +12,6 @@ INDEX_END = 2**31 - 1
 """Slices that end here or later end with the axis: no axis of a tensor is longer."""
 
 
-@dataclass(frozen=True)
 class NoopView(NodeRule):
     """Reshape, Flatten, Squeeze, Unsqueeze, Expand or Tile to the shape that x has = x.
 
@@ -66,7 +63,6 @@ def moves_unit_axes_only(node: ir.Node, opset: int) -> bool:
     return moved == sorted(moved)
 
 
-@dataclass(frozen=True)
 class NoopTranspose(NodeRule):
     """Transpose(x, [0, 1, 2, …]) = x; so is one that exchanges axes of size 1 only."""
 
@@ -91,7 +87,6 @@ class NoopTranspose(NodeRule):
         return x if x is not None and same_shape(x, y) and moves_unit_axes_only(node, op.opset) else None
 
 
-@dataclass(frozen=True)
 class NoopSlice(NodeRule):
     """Slice(x) from the first to the last element of every axis = x."""
 
@@ -124,7 +119,6 @@ class NoopSlice(NodeRule):
         return x if whole or same_shape(x, y) else None
 
 
-@dataclass(frozen=True)
 class NoopPad(NodeRule):
     """Pad(x) by nothing on all sides = x."""
 
@@ -146,7 +140,6 @@ class NoopPad(NodeRule):
         return node.inputs[0] if pads is not None and all(n == 0 for n in pads) else None
 
 
-@dataclass(frozen=True)
 class NoopSplit(NodeRule):
     """Split(x) into one part = x."""
 
@@ -170,7 +163,6 @@ class NoopSplit(NodeRule):
 _ALIGNED = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
 
 
-@dataclass(frozen=True)
 class NoopResize(NodeRule):
     """Resize(x) by a factor of 1 = x."""
 
@@ -204,7 +196,6 @@ class NoopResize(NodeRule):
         return x if uniform(operand(node, 2)) == 1 else None
 
 
-@dataclass(frozen=True)
 class SplitConcat(NodeRule):
     """Concat(Split(x)) = x, where all parts come back in their order on the same axis."""
 

@@ -98,7 +98,6 @@ class _Step(Rule):
         return op.LayerNormalization(x, const(scale), optional(bias), _name="norm")
 
 
-@dataclass(frozen=True)
 class TakeScale(_Step):
     """norm(x, scale, bias)·factor → norm(x, scale·factor, bias·factor)."""
 
@@ -130,7 +129,6 @@ class TakeScale(_Step):
         return _with(op, norm, x, op.constant(old * number, x.dtype, name=named or ""), shift)
 
 
-@dataclass(frozen=True)
 class TakeBias(Rule):
     """LayerNormalization(x, scale, bias) + summand → LayerNormalization(x, scale, bias + summand)."""
 
@@ -159,7 +157,6 @@ class TakeBias(Rule):
         return _with(op, norm, x, scale, op.constant(number, x.dtype, name=summand.name or ""))
 
 
-@dataclass(frozen=True)
 class TakeCasts(_Step):
     """Cast(norm(Cast(x to float32), 1)) → norm(x, 1), which computes in float32 by itself."""
 

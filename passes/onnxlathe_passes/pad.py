@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from onnxlathe.rewrite import (
 from onnxlathe_passes.weights import attributes_of
 
 
-@dataclass(frozen=True)
 class PadInto(Rule):
     """Let a Conv, AveragePool or MaxPool do the padding that a Pad does before it.
 

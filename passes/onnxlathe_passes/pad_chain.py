@@ -44,7 +44,6 @@ def padding(node: ir.Node, opset: int) -> Padding | None:
     return Padding(tuple(before), tuple(after), mode, value if mode == "constant" else None)
 
 
-@dataclass(frozen=True)
 class PadChain(NodeRule):
     """Pad(Pad(x, p), q) = Pad(x, p + q), with the same number, or the same edge, all around.
 

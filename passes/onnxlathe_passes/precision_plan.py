@@ -241,6 +241,8 @@ class Planner:
                 unit.reluctant = True
             else:
                 unit.fix(self.low, "")
+        if own == FLOAT32 and node.name in self.context.spared:
+            unit.fix(FLOAT32, "in a lower type the outputs are wrong")
         if unit.fixed != FLOAT32 and own == FLOAT32 and not self.context.permit("precision"):
             unit.fix(FLOAT32, "left out")
         if unit.fixed == FLOAT32:

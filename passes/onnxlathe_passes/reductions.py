@@ -56,7 +56,6 @@ def reduce(op: Builder, op_type: str, x: ir.Value | None, axes: Sequence[int], k
     return op.node(op_type, [x, int64(axes)], keep).outputs[0]
 
 
-@dataclass(frozen=True)
 class ReduceChain(NodeRule):
     """ReduceSum(ReduceSum(x, a), b) = ReduceSum(x, a and b); the same for Mean, Max, Min, Prod, L1, L2."""
 
@@ -94,7 +93,6 @@ class ReduceChain(NodeRule):
         return reduce(op, node.op_type, inner.inputs[0], axes, second.keepdims)
 
 
-@dataclass(frozen=True)
 class NoopReduce(NodeRule):
     """ReduceSum(x) over axes of size 1 = x, or Squeeze(x); the same for Mean, Max, Min, Prod."""
 
@@ -118,7 +116,6 @@ class NoopReduce(NodeRule):
         return x if what.keepdims or not what.axes else squeeze(op, x, what.axes)
 
 
-@dataclass(frozen=True)
 class ReduceKeepdims(NodeRule):
     """Unsqueeze(Reduce(x, axes, keepdims=0), axes) = Reduce(x, axes, keepdims=1), and back with Squeeze.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -21,7 +20,6 @@ _FIXES = {
 }
 
 
-@dataclass(frozen=True)
 class Idempotent(NodeRule):
     """f(f(x)) = f(x) for Abs, Relu, Sign, Ceil, Floor, Round; Abs(Relu(x)) = Relu(x).
 
@@ -43,7 +41,6 @@ class Idempotent(NodeRule):
         return node.inputs[0] if producer(node.inputs[0], *_FIXES[node.op_type]) is not None else None
 
 
-@dataclass(frozen=True)
 class Involution(NodeRule):
     """f(f(x)) = x for Neg, Not and BitwiseNot; Abs(Neg(x)) = Abs(x)."""
 

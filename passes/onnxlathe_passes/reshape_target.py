@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -13,7 +12,6 @@ from onnxlathe_passes.conditions import int64, operand
 from onnxlathe_passes.regroup import target
 
 
-@dataclass(frozen=True)
 class ReshapeTarget(NodeRule):
     """Reshape(x, Concat(batch, 49, 64)) = Reshape(x, [0, 49, 64]), where x has the size at the same place.
 

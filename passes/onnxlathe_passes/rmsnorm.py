@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -12,7 +11,6 @@ from onnxlathe_passes.elementwise import squared
 from onnxlathe_passes.norms import TakeCasts, TakeScale, epsilon_of, mean, normalization, over_root, reduced
 
 
-@dataclass(frozen=True)
 class _Core(Rule):
     """x/√(mean(x²) + ε) → RMSNormalization(x, 1)."""
 
@@ -27,7 +25,6 @@ class _Core(Rule):
         return normalization(op, "RMSNormalization", x, sizes, epsilon_of(epsilon))
 
 
-@dataclass(frozen=True)
 class RMSNorm(RuleSet):
     """Fuse x/√(mean(x²) + ε)·scale over the last dimensions into RMSNormalization.
 

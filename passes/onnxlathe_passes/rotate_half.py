@@ -48,7 +48,6 @@ class Half:
         return cls(x, ends[index - 1] if index else 0, ends[index])
 
 
-@dataclass(frozen=True)
 class RotateHalf(Pass):
     """Concat(-x₂, x₁)·sin = Concat(x₂, x₁)·(-sin for the first half, sin for the second).
 

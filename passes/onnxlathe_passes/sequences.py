@@ -6,15 +6,12 @@ The torch.export exporter writes `chunk` and `split` as SplitToSequence and Sequ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from onnxlathe.infer import dims_of, known
 from onnxlathe.rewrite import Builder, NodeRule, attribute
 
 
-@dataclass(frozen=True)
 class Sequences(NodeRule):
     """Replace sequences of known length by the tensors they hold.
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from onnxlathe.infer import infer_model
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Context, Pass
 
 
-@dataclass(frozen=True)
 class Shapes(Pass):
     """Infer element types and symbolic shapes of all values, through shape arithmetic too.
 

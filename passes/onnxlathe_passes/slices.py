@@ -65,7 +65,6 @@ def cuts(node: ir.Node, opset: int) -> dict[int, Cut] | None:
     }
 
 
-@dataclass(frozen=True)
 class SliceChain(NodeRule):
     """Slice(Slice(x, axis a), axis b) = Slice(x, axes a and b); x[i:j][k:l] = x[i+k : min(j, i+l)].
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ _LARGEST = 1 << 26  # bytes of a constant mask that is looked at
 _VIEWS = ("Expand", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Identity")
 
 
-@dataclass(frozen=True)
 class SoftmaxGuard(Rule):
     """Where(IsNaN(Softmax(x)), 0, Softmax(x)) = Softmax(x), where no row of x is masked as a whole.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -19,7 +18,6 @@ _MANY = 8
 """More parts than that are only looked at as a whole."""
 
 
-@dataclass(frozen=True)
 class SplitLate(Pass):
     """Do once, before a Split, what is done to each of its parts (or to some neighbours) alike.
 

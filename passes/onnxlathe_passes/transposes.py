@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -18,7 +17,6 @@ def _compose(first: tuple[int, ...], second: tuple[int, ...]) -> list[int]:
     return [first[axis] for axis in second]
 
 
-@dataclass(frozen=True)
 class TransposeChain(NodeRule):
     """Transpose(Transpose(x, p), q) = Transpose(x, [p[i] for i in q]), or x where they cancel."""
 
@@ -83,7 +81,6 @@ def _path(node: ir.Node) -> int | None:
     return others[0] if small else None
 
 
-@dataclass(frozen=True)
 class TransposeAround(NodeRule):
     """Transpose(f(Transpose(x, p)), q) = f(Transpose(x, p then q)) for elementwise f, or f(x).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -14,7 +13,6 @@ from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import groups, reshaped, target
 
 
-@dataclass(frozen=True)
 class ViewTranspose(NodeRule):
     """Reshape(Transpose(Reshape(x))) = Transpose(Reshape(x)), or Transpose(x), of more axes.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -63,7 +62,6 @@ def _remaining(axes: Sequence[int], without: Sequence[int]) -> list[int]:
     return [kept[axis] for axis in axes]
 
 
-@dataclass(frozen=True)
 class SqueezeChain(NodeRule):
     """Squeeze and Unsqueeze, one after the other = one of them, or nothing.
 
@@ -105,7 +103,6 @@ class SqueezeChain(NodeRule):
         return None
 
 
-@dataclass(frozen=True)
 class ViewChain(NodeRule):
     """Adjacent Reshape, Flatten, Squeeze, Unsqueeze = one Reshape, or nothing; so with Transposes of size 1.
 

@@ -6,9 +6,12 @@ import os
 import sys
 import traceback
 
+from onnxlathe._collector import relax
+
 
 def main() -> None:
     """Run the command line; the process ends with 0 done, 1 verification failed, 2 wrong usage or model."""
+    relax()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -33,14 +33,15 @@ def out(*, quiet: bool = False) -> Console:
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """A line that says what is being done, shown while it takes longer than a second."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    import threading
+
     from rich.console import Console
     from rich.markup import escape
 
     console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
-    import threading
 
     status = console.status("")
     timer = threading.Timer(1.0, status.start)
