@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 
 def relax() -> None:
-    """Collect a hundred times more rarely, for a whole program: imports, too, make little that is garbage."""
-    gc.set_threshold(70_000, 20, 20)
+    """Collect far more rarely, for a whole program: imports, too, make little that is garbage."""
+    gc.set_threshold(500_000, 20, 20)
 
 
 @contextmanager
