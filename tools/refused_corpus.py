@@ -627,6 +627,31 @@ case(
     }""", 17, ai_onnx_ml=2,
 )  # fmt: skip
 
+case(
+    "forest", "gradient boosted trees for any number of rows",
+    "trees:ml-operator",
+    """g (float[n,3] x) => (float[n,1] y) {
+        [relu] r = Relu(x)
+        [trees] y = ai.onnx.ml.TreeEnsembleRegressor<n_targets=1, nodes_treeids=[0,0,0,1,1,1,1,1],
+            nodes_nodeids=[0,1,2,0,1,2,3,4], nodes_featureids=[0,0,0,2,0,1,0,0],
+            nodes_values=[0.25,0.0,0.0,0.5,0.0,1.0,0.0,0.0], nodes_modes=["BRANCH_LEQ","LEAF","LEAF",
+            "BRANCH_LT","LEAF","BRANCH_LEQ","LEAF","LEAF"], nodes_truenodeids=[1,0,0,1,0,3,0,0],
+            nodes_falsenodeids=[2,0,0,2,0,4,0,0], target_treeids=[0,0,1,1,1], target_nodeids=[1,2,1,3,4],
+            target_ids=[0,0,0,0,0], target_weights=[0.5,-1.0,2.0,0.25,-0.75]>(r)
+    }""", 17, ai_onnx_ml=1,
+)  # fmt: skip
+
+case(
+    "logistic", "a pipeline of scikit-learn: scaler, logistic regression, normalized probabilities",
+    "sc:ml-operator clf:ml-operator norm:ml-operator",
+    """g (float[n,3] x) => (int64[n] label, float[n,3] p) {
+        [sc] s = ai.onnx.ml.Scaler<offset=[0.5,0.1,-0.2],scale=[1.0,2.0,0.5]>(x)
+        [clf] label, q = ai.onnx.ml.LinearClassifier<coefficients=[0.1,0.2,0.3,-0.1,0.5,0.0,0.3,-0.4,0.1],
+            intercepts=[0.1,0.0,-0.1],classlabels_ints=[0,1,2],post_transform="LOGISTIC">(s)
+        [norm] p = ai.onnx.ml.Normalizer<norm="L1">(q)
+    }""", 17, ai_onnx_ml=1,
+)  # fmt: skip
+
 # Operators that the specification defines by others
 
 case(
@@ -680,11 +705,11 @@ case(
 )  # fmt: skip
 
 case(
-    "swiglu_new", "an operator of an opset from the future",
+    "swiglu_new", "an operator of an operator set that is newer than the parser",
     "sg:function-body",
-    """g (float[2,8] x) => (float[2,4] y) {
-        [sg] y = SwiGLU(x)
-    }""", 27,
+    """g (float[2,8] x, float[2,8] gate) => (float[2,8] y) {
+        [sg] y = SwiGLU<alpha=1.5>(gate, x)
+    }""", 28,
 )  # fmt: skip
 
 case(

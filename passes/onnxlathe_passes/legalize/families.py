@@ -7,6 +7,7 @@ from onnxlathe_passes.legalize import (  # noqa: F401
     control,
     detection,
     elementwise,
+    learned,
     matrices,
     pooling,
     quantized,
@@ -15,4 +16,5 @@ from onnxlathe_passes.legalize import (  # noqa: F401
     scatter,
     signal,
     training,
+    trees,
 )
