@@ -23,7 +23,7 @@ import pytest
 
 import onnxlathe
 from helpers import parse
-from onnxlathe.cli import run as command
+from onnxlathe import _files
 from onnxlathe.errors import LatheError, UsageError
 from onnxlathe.target import CRASHED, TARGETS, TIMED_OUT, Target, TargetError, timing_cache
 from onnxlathe.target import build as building
@@ -78,35 +78,75 @@ def nothing_new(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def builder() -> Iterator[EngineBuilder]:
-    """One child process for many engines."""
-    with EngineBuilder(RTX) as builder:
+    """One child process for many engines, which are built fast and for one kind of GPU."""
+    with EngineBuilder(
+        RTX, BuildOptions(builder_optimization_level=0, compute_capabilities=("8.9",))
+    ) as builder:
         yield builder
 
 
+# Pipeline → the type that its outputs have. O3 leaves Attention, which has no kernel in float32.
+PIPELINES = {
+    "default": "float",
+    "O3": "float",
+    "O3,precision(type=fp16)": "half",
+    "O3,precision(type=bf16)": "bf16",
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
-def test_every_fixture_gives_an_engine(path: Path, tmp_path: Path, builder: EngineBuilder) -> None:
+def test_every_fixture_gives_an_engine(
+    path: Path, pipeline: str, tmp_path: Path, builder: EngineBuilder
+) -> None:
+    """With dynamic profiles where dimensions are open."""
     model = onnxlathe.load(path)
-    onnxlathe.optimize(model, "default", verify=False)
+    onnxlathe.optimize(model, pipeline, verify=False)
     onnxlathe.save(model, tmp_path / "model.onnx")
     # Sizes that each of them can take; without them they would be looked for.
     wishes = ProfileWishes(ranges=["seq=1:16:64"] if "seq" in str(model.graph.inputs[0].shape) else [])
     profiles = make_profiles(model, wishes)
     open_dims = any(not isinstance(d, int) for v in model.graph.inputs for d in v.shape or ())
     assert bool(profiles) == open_dims
-    builder.open(tmp_path / "model.onnx")
+    opened = builder.open(tmp_path / "model.onnx")
+    assert {tensor["type"] for tensor in opened.outputs} == {PIPELINES[pipeline]}
     with building.staged(tmp_path / "model.engine") as stage:
         built = builder.build(profiles, stage.temporary)
         assert built.nbytes == stage.temporary.stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", ["bert_dyn23", "resnet_ts17"])
-def test_half_precision(name: str, precision: str, tmp_path: Path) -> None:
-    """Also Attention with heads of a size that there is no kernel for."""
-    source = next(path for path in FIXTURES if path.stem == name)
-    words = [str(source), "-o", str(tmp_path / "m.onnx"), "--engine", str(tmp_path / "m.engine")]
-    assert command([*words, "--precision", precision, "--no-verify", "-q"]) == 0
-    assert (tmp_path / "m.engine").stat().st_size > 100_000
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("keep", ["fp32:Attention", "bf16:Attention", "fp32:MatMul"])
+@pytest.mark.parametrize("name", ["bert_dyn23", "llama_dyn23", "vit_dyn23"])
+def test_attention_among_other_types(
+    name: str, keep: str, precision: str, tmp_path: Path, builder: EngineBuilder
+) -> None:
+    """Attention in a type of its own, and what is around it in another: what parses must also build."""
+    model = onnxlathe.load(next(path for path in FIXTURES if path.stem == name))
+    onnxlathe.optimize(model, f'O3,precision(type={precision},keep=["{keep}"])', verify=False)
+    onnxlathe.save(model, tmp_path / "model.onnx")
+    builder.open(tmp_path / "model.onnx")
+    wishes = ProfileWishes(ranges=["seq=1:16:64"] if "seq" in str(model.graph.inputs[0].shape) else [])
+    with building.staged(tmp_path / "model.engine") as stage:
+        assert builder.build(make_profiles(model, wishes), stage.temporary).nbytes > 100_000
+
+
+@pytest.mark.parametrize("mask", ["", "float[b, 1, q, k]", "bool[q, k]"])
+@pytest.mark.parametrize("size", [16, 24, 64])
+@pytest.mark.parametrize("dtype", ["float", "float16", "bfloat16"])
+def test_attention_of_every_kind(
+    dtype: str, size: int, mask: str, tmp_path: Path, builder: EngineBuilder
+) -> None:
+    """Heads of sizes with and without a kernel; keys of another length than queries, shared by groups."""
+    text = f"""g ({dtype}[b, q, {4 * size}] x, {dtype}[b, k, {2 * size}] y, {dtype}[b, k, {2 * size}] z
+        {f", {mask.replace('float', dtype)} m" if mask else ""}) => ({dtype}[b, q, {4 * size}] out) {{
+        out = Attention<q_num_heads=4, kv_num_heads=2>(x, y, z{", m" if mask else ""}) }}"""
+    path = tmp_path / "model.onnx"
+    onnx.save(parse(text, opset=23), path)
+    builder.open(path)
+    profiles = make_profiles(onnxlathe.load(path), ProfileWishes(ranges=["b=1:2:4", "q=1:8:32", "k=1:8:32"]))
+    with building.staged(tmp_path / "model.engine") as stage:
+        assert builder.build(profiles, stage.temporary).nbytes > 10_000
 
 
 def test_shape_tensor(tmp_path: Path) -> None:
@@ -365,9 +405,9 @@ def test_timing_cache_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(timing_cache.os, "fsync", full)
+    monkeypatch.setattr(_files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        timing_cache.replace(path, b"new")
+        _files.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
 

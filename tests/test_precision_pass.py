@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import Array, operators, optimized, parse, registry, run, samples
+from onnxlathe.cli import run as command
 from onnxlathe.errors import UsageError
 from onnxlathe.infer import infer_model
-from onnxlathe.model import Model
+from onnxlathe.model import Model, load
 from onnxlathe.pipeline import Runner, plan
 from onnxlathe.precision import emulate
 
@@ -63,6 +65,42 @@ def close(proto: onnx.ModelProto, lowered: onnx.ModelProto, error: float = 5e-3,
             assert want.shape == got.shape
             assert np.isfinite(got).all() == np.isfinite(want).all()
             assert np.linalg.norm(got - want) <= error * np.linalg.norm(want)
+
+
+def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line's options in a table of a recipe; it wins where both say something."""
+    onnx.save(mlp(), tmp_path / "mlp.onnx")
+    (tmp_path / "found.toml").write_text('schema = 1\n[[keep]]\noperator = "Relu"\n')
+    recipe = tmp_path / "r.toml"
+
+    def lowered(text: str, *words: str) -> list[str]:
+        recipe.write_text(text)
+        output = tmp_path / "o.onnx"
+        arguments = [str(tmp_path / "mlp.onnx"), "-o", str(output), "--recipe", str(recipe), "-q", *words]
+        assert command([*arguments, "--no-verify"]) == 0
+        model = load(output)
+        return [n.outputs[0].dtype.name for n in model.graph if n.op_type in ("MatMul", "Relu")]  # type: ignore[union-attr]
+
+    table = '[precision]\ntype = "fp16"\nkeep-io-types = true\n'
+    assert lowered(table) == ["FLOAT16"] * 3
+    assert lowered(table + 'keep = "MatMul,Relu"\n') == ["FLOAT"] * 3
+    assert lowered(table + 'constraints = "found.toml"\n') == ["FLOAT16", "FLOAT", "FLOAT16"]
+    assert lowered(table, "--precision", "bf16") == ["BFLOAT16"] * 3
+    show = ["precision", str(tmp_path / "mlp.onnx"), "--recipe", str(recipe)]
+    recipe.write_text('passes = "mine"\n[pipelines]\nmine = "shapes"\n[precision]\ntype = "bf16"\n')
+    assert command(show) == 0
+    assert "compute in bfloat16" in capsys.readouterr().out
+    for wrong, message in (
+        ('typ = "fp16"', "[precision] has no option 'typ'"),
+        ('type = "fp17"', "fp17"),
+        (
+            'type = "fp16"\nkeep-io-types = "perhaps"',
+            "[precision] keep-io-types: 'perhaps' is not a valid boolean",
+        ),
+    ):
+        recipe.write_text(f"[precision]\n{wrong}\n")
+        assert command(show) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
 
 
 MLP = """g (float[n, 8] x) => (float[n, 4] y) {

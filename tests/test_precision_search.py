@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import parse, registry
+from onnxlathe.api import optimize
 from onnxlathe.cli import run as command
 from onnxlathe.errors import VerificationError
 from onnxlathe.infer import infer_model
@@ -59,6 +60,27 @@ def test_a_model_that_overflows_is_rescued(path: Path, tmp_path: Path) -> None:
     assert found["constraints"]["search"]["minimal"]
     assert verdict_of(path, f'protect=false,constraints="{file}"') == "equal"
     assert not (tmp_path / "found.toml.state").exists()
+
+
+def test_skipping_keeps_the_nodes_that_are_to_blame(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the whole lowering is left out, but the nodes that a verification names; a few at most."""
+    pipeline = "shapes,precision(keep_io_types=true,protect=false)"
+    model = load(path)
+    result = optimize(model, pipeline, on_mismatch="skip")
+    assert result.verdict is not None
+    assert result.verdict.status == "equal"
+    spared = {name for culprit in result.culprits for name in culprit.before}
+    assert "/MatMul/loud" in spared
+    assert {culprit.remedy for culprit in result.culprits} == {"it stays in float32"}
+    types = {n.name: n.outputs[0].dtype for n in model.graph}
+    assert {types[name] for name in spared} == {ir.DataType.FLOAT}
+    assert ir.DataType.FLOAT16 in {types[n.name] for n in model.graph if n.op_type == "MatMul"}
+    monkeypatch.setattr("onnxlathe.api._MAX_SPARED", 1)
+    model = load(path)
+    result = optimize(model, pipeline, on_mismatch="skip")
+    assert "with 1 kept in float32 it is still wrong" in result.culprits[-1].remedy
+    assert "--search" in result.culprits[-1].remedy
+    assert not any(v.dtype == ir.DataType.FLOAT16 for n in model.graph for v in n.outputs)
 
 
 def test_the_default_protection_does_most_of_it(path: Path) -> None:

@@ -113,24 +113,24 @@ def test_build_command(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @needs_rtx
-def test_recipe(tmp_path: Path) -> None:
+def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[engine]\nrange = ["batch=1:3:5"]\nworkspace = "1GiB"\ncompute-capabilities = "8.6"\n')
     facts = read_sidecar(make(tmp_path / "made", "--recipe", str(recipe), "--no-verify"))
     assert facts["profiles"][0]["dimensions"] == {"batch": [1, 3, 5]}
     assert facts["options"]["memory_pools"] == {"workspace": 1 << 30}
     assert facts["built_for"] == {"compute_capabilities": ["8.6"]}
-    recipe.write_text('[engine]\nworkspce = "1GiB"\n')
-    words = [
-        str(SOURCE),
-        "-o",
-        str(tmp_path / "m.onnx"),
-        "--engine",
-        str(tmp_path / "e"),
-        "--recipe",
-        str(recipe),
-    ]
-    assert command(words) == 2
+    words = [str(SOURCE), "-o", str(tmp_path / "m.onnx"), "--engine", str(tmp_path / "e")]
+    for wrong, message in (
+        ('workspce = "1GiB"', "[engine] has no option 'workspce'"),
+        ("builder-optimization-level = 9", "[engine] builder-optimization-level: 9 is not in the range"),
+        ('profiling-verbosity = "loud"', "[engine] profiling-verbosity: 'loud' is not one of"),
+        ("range = [3]", "--range 3: not a range"),
+    ):
+        recipe.write_text(f"[engine]\n{wrong}\n")
+        assert command([*words, "--recipe", str(recipe)]) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert command(["build", str(SOURCE), "-o", str(tmp_path / "e"), "--recipe", str(recipe)]) == 2
 
 
 def test_options_without_an_engine(capsys: pytest.CaptureFixture[str]) -> None:

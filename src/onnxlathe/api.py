@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PipelineLike = str | Pass | Sequence[Item | Pass | type[Pass]]
 
 _MAX_CULPRITS = 20
+_MAX_SPARED = 8
+"""So many nodes are kept from being lowered, one after the other; a search finds more of them in less time."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def optimize(
         model: a model, changed in place, or a file to load.
         passes: the pipeline: text, passes, or both in a list.
         verify: compare with the original afterwards; options for that.
-        on_mismatch: `fail` raises and restores the model; `skip` runs the pipeline again without the culprit.
+        on_mismatch: `fail` raises and restores the model; `skip` runs the pipeline again without the culprit:
+            without the rule, or, where lowering a node's precision is to blame, with that node as it was.
         original: the truth to compare with, where it is not `model` as given.
         registry: the passes that names refer to; all installed ones if left out.
         named: further named pipelines.
@@ -227,6 +230,7 @@ class _Run:
     paranoid: bool
     on_error: str
     pass_timeout: float
+    spared: frozenset[str] = frozenset()
 
     def __call__(
         self,
@@ -236,6 +240,7 @@ class _Run:
     ) -> Runner:
         runner = Runner(
             disabled=self.disabled,
+            spared=self.spared,
             budget=budget or Budget(),
             paranoid=self.paranoid,
             on_error=self.on_error,
@@ -286,14 +291,34 @@ def _proven(
                 result,
                 hint=_advice(culprit, run.pipeline),
             )
-        run.disabled |= {culprit.rule}
+        result.culprits[-1] = replace(culprit, remedy=_leave_out(culprit, run))
         model.ir = pristine.clone().ir
+
+
+def _lowers(culprit: Culprit, pipeline: Pipeline) -> bool:
+    return any(p.name == culprit.rule and p.lowers_precision for p in pipeline.passes())
+
+
+def _leave_out(culprit: Culprit, run: _Run) -> str:
+    """Let the next run go without what is to blame; says what that means, where it is not the whole rule."""
+    if not _lowers(culprit, run.pipeline):
+        run.disabled |= {culprit.rule}
+        return ""
+    blamed = frozenset(culprit.before) - run.spared - {""}
+    if blamed and len(run.spared) < _MAX_SPARED:
+        run.spared |= blamed
+        return "it stays in float32"
+    run.disabled |= {culprit.rule}
+    return (
+        f"with {len(run.spared)} kept in float32 it is still wrong, so nothing is lowered: "
+        "let `optimize precision MODEL --search` find what must be kept"
+    )
 
 
 def _advice(culprit: Culprit | None, pipeline: Pipeline) -> str:
     """What to do about a culprit."""
     if culprit is None:
         return ""
-    if any(p.name == culprit.rule and p.lowers_precision for p in pipeline.passes()):
+    if _lowers(culprit, pipeline):
         return "keep that node in float32 (--keep), or let `optimize precision MODEL --search` find all such"
     return "leave the culprit out with --on-mismatch skip"

@@ -7,7 +7,6 @@ itself. What became of each is kept in `out/manifest.json`; a second call goes o
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxlathe import __version__
+from onnxlathe._files import write_whole
 from onnxlathe.errors import LatheError, UsageError
 
 if TYPE_CHECKING:
@@ -140,11 +140,9 @@ class _Manifest:
     def add(self, outcome: dict[str, Any]) -> None:
         """Keep an outcome."""
         self.entries[outcome["model"]] = outcome
-        temporary = self.path.with_suffix(".tmp")
         text = json.dumps({"schema": 1, "models": self.entries}, indent=2)
         try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, self.path)
+            write_whole(self.path, text.encode() + b"\n")
         except OSError as error:
             raise LatheError(f"cannot write '{self.path}': {error.strerror}") from error
 

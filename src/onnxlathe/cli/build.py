@@ -21,6 +21,12 @@ from onnxlathe.cli.build_options import engine_options
     type=click.Path(path_type=Path),
     help="Compare with this model, at the sizes of the profiles.",
 )
+@click.option(
+    "--recipe",
+    "recipe_path",
+    type=click.Path(path_type=Path),
+    help="TOML file whose table [engine] has options.",
+)
 @engine_options
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), default=1800.0, show_default=True,
@@ -35,14 +41,17 @@ def build_command(**options: Any) -> int:
     prints it.
     """
     from onnxlathe.api import VerifyOptions
-    from onnxlathe.cli.build_options import engine_request
+    from onnxlathe.cli.build_options import engine_request, with_recipe
     from onnxlathe.cli.engine_text import show_engine
     from onnxlathe.cli.options import write_json
     from onnxlathe.cli.output import out, progress
     from onnxlathe.model import load
+    from onnxlathe.pipeline import load_recipe
     from onnxlathe.target.engine import make_engine
 
     model: Path = options["model"]
+    if options["recipe_path"] is not None:
+        options = with_recipe(options, load_recipe(options["recipe_path"]))
     loaded = load(model)  # an unreadable model is complained of before anything else
     request = engine_request(
         options["output"] or model.with_suffix(".engine"), options, timeout=options["timeout"]

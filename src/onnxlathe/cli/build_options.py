@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from onnxlathe.pipeline import Recipe
     from onnxlathe.target.engine import EngineRequest
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -80,8 +81,6 @@ OPTIONS = (
 )  # fmt: skip
 """Names of the options above; a recipe's table `[engine]` takes the same."""
 
-_DEFAULTS = {"hardware_compatibility": "none", "profiling_verbosity": "layer-names-only"}
-
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: the options that say what engine to build."""
@@ -90,29 +89,15 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def is_chosen(name: str, value: Any) -> bool:
-    """Whether an option was given another value than its default."""
-    return bool(value != _DEFAULTS[name] if name in _DEFAULTS else value not in (None, (), False))
-
-
-def with_recipe(options: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The options above, from the command line or else from a recipe's table `[engine]`.
+def with_recipe(options: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The options of a command, with those that only a recipe has.
 
     Raises:
-        UsageError: the recipe has a name that is no option.
+        UsageError: the recipe has a name that is no option, or a value that the option does not take.
     """
-    from onnxlathe.errors import UsageError
-    from onnxlathe.model.shapes import nearest
+    from onnxlathe.cli.options import with_table
 
-    merged = {name: options[name] for name in OPTIONS}
-    for key, value in recipe.items():
-        name = {"plugins": "plugin_libraries", "range": "ranges"}.get(key, key).replace("-", "_")
-        if name not in merged:
-            raise UsageError(f"recipe: [engine] has no option '{key}'", hint=nearest(key, OPTIONS))
-        if not is_chosen(name, merged[name]):
-            several = isinstance(merged[name], tuple)
-            merged[name] = (value,) if several and isinstance(value, str) else value
-    return merged
+    return with_table(options, OPTIONS, recipe.engine, "engine")
 
 
 def engine_request(

@@ -226,6 +226,7 @@ class _Job:
                     raise UsageError(f"{option} {name}: there is no such pass", hint=suggestion(name, names))
 
     def recipe(self) -> Recipe:
+        from onnxlathe.cli.precision_options import with_recipe
         from onnxlathe.pipeline import Recipe, load_recipe
 
         path = self.options["recipe_path"]
@@ -233,6 +234,7 @@ class _Job:
         for name in ("shapes", "dims", "atol", "rtol"):
             self.options[name] = self.options[name] or getattr(recipe, name)
         self.options["freeze"] = self.options["freeze"] or recipe.freeze
+        self.options = with_recipe(self.options, recipe)
         return recipe
 
     def output(self, model: Model) -> Path:
@@ -290,21 +292,20 @@ class _Job:
 
     def engine_request(self, recipe: Recipe, output: Path) -> EngineRequest | None:
         """What engine to build; everything that can be refused is refused before the work."""
-        from onnxlathe.cli.build_options import OPTIONS, engine_request, is_chosen, with_recipe
+        from onnxlathe.cli.build_options import OPTIONS, engine_request, with_recipe
+        from onnxlathe.cli.options import given
         from onnxlathe.errors import UsageError
 
         path = self.options["engine"]
         if path is None:
-            chosen = [name for name in OPTIONS if is_chosen(name, self.options[name])]
+            chosen = given(OPTIONS)
             if chosen:
-                names = {"ranges": "range", "memory_pools": "memory-pool", "plugin_libraries": "plugins"}
-                word = names.get(chosen[0], chosen[0]).replace("_", "-")
-                raise UsageError(f"--{word} is about an engine", hint="say where to put it: --engine FILE")
+                raise UsageError(f"{chosen[0]} is about an engine", hint="say where to put it: --engine FILE")
             return None
         from onnxlathe.target.build import check_engine_path
 
         check_engine_path(path, self.source, output)
-        options = with_recipe(self.options, recipe.engine)
+        options = with_recipe(self.options, recipe)
         return engine_request(path, options, timeout=self.options["build_timeout"], fixed=self.frozen)
 
     def build(self, request: EngineRequest, result: Result, output: Path, say: Callable[[str], None]) -> None:

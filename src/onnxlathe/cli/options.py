@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,70 @@ def verify_options(
     )
 
 
+def with_table(
+    options: Mapping[str, Any],
+    names: Iterable[str],
+    table: Mapping[str, Any],
+    title: str,
+    **aliases: str,
+) -> dict[str, Any]:
+    """Options of the current command: from the command line, or else from a recipe's table.
+
+    Args:
+        options: what the command was called with, by name.
+        names: of the options that the table may have.
+        table: options by their names on the command line, without the dashes.
+        title: name of the table.
+        aliases: what the table calls some of them instead.
+
+    Returns:
+        `options`, with those of the table put in.
+
+    Raises:
+        UsageError: the table has a name that is no option, or a value that the option does not take.
+    """
+    from click.core import ParameterSource
+
+    from onnxlathe.errors import UsageError
+    from onnxlathe.model.shapes import nearest
+
+    if not table:
+        return dict(options)
+    context, wanted = click.get_current_context(), set(names)
+    known: dict[str, click.Parameter] = {}
+    for parameter in context.command.params:
+        if parameter.name in wanted:
+            known |= {word.lstrip("-"): parameter for word in parameter.opts}
+    known |= {alias: known[word] for alias, word in aliases.items()}
+    merged = dict(options)
+    for key, value in table.items():
+        found = known.get(key) or known.get(key.replace("_", "-"))
+        if found is None or found.name is None:
+            raise UsageError(f"recipe: [{title}] has no option '{key}'", hint=nearest(key, known))
+        if context.get_parameter_source(found.name) is ParameterSource.COMMANDLINE:
+            continue
+        if found.multiple and not isinstance(value, list):
+            value = [value]
+        try:
+            merged[found.name] = found.type_cast_value(context, value)
+        except click.BadParameter as error:
+            raise UsageError(f"recipe: [{title}] {key}: {error.message}") from None
+    return merged
+
+
+def given(names: Iterable[str]) -> list[str]:
+    """Those of the current command's options that its user gave, as the command line spells them."""
+    from click.core import ParameterSource
+
+    context, wanted = click.get_current_context(), set(names)
+    return [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in wanted
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+
+
 def registry_with(plugins: Sequence[str]) -> Registry:
     """All installed passes and those of `--plugin`."""
     from onnxlathe.cli.output import complain
@@ -123,17 +187,13 @@ def check_writable(path: Path) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a report, all of it or nothing."""
-    import os
-    import tempfile
-
     import msgspec
 
+    from onnxlathe._files import write_whole
     from onnxlathe.errors import LatheError
 
     text = msgspec.json.format(msgspec.json.encode(data), indent=2)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent or ".", prefix=".report-", delete=False) as file:
-            file.write(text + b"\n")
-        os.replace(file.name, path)
+        write_whole(path, text + b"\n")
     except OSError as error:
         raise LatheError(f"cannot write the report '{path}': {error.strerror}") from error

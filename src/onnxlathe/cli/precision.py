@@ -11,6 +11,7 @@ from onnxlathe.cli.options import comparison_options, plugin_option
 from onnxlathe.cli.precision_options import precision_options
 
 if TYPE_CHECKING:
+    from onnxlathe.pipeline import Recipe
     from onnxlathe.precision.search import SearchResult
 
 
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where the search writes constraints; MODEL.precision.toml if left out.",
 )
-@click.option("--passes", metavar="PIPELINE", default="O3", show_default=True, help="What runs before.")
+@click.option("--passes", metavar="PIPELINE", help="What runs before; O3 if left out.")
+@click.option(
+    "--recipe",
+    "recipe_path",
+    type=click.Path(path_type=Path),
+    help="TOML file with a pipeline and options.",
+)
 @click.option(
     "--error",
     type=click.FloatRange(0, min_open=True),
@@ -57,10 +64,21 @@ def precision_command(**options: Any) -> int:
 
     Exit code 0: done; 1: no set was found; 2: wrong usage or bad model.
     """
-    return _search(options) if options["search"] else _show(options)
+    from onnxlathe.cli.precision_options import with_recipe
+    from onnxlathe.pipeline import Recipe, load_recipe
+
+    path = options["recipe_path"]
+    recipe = load_recipe(path) if path is not None else Recipe()
+    options = with_recipe(options, recipe)
+    for name in ("shapes", "dims", "atol", "rtol"):
+        options[name] = options[name] or getattr(recipe, name)
+    options["plugins"] = [*recipe.plugins, *options["plugins"]]
+    if options["passes"] is None:
+        options["passes"] = "O3" if recipe.passes == "default" else recipe.passes
+    return _search(options, recipe) if options["search"] else _show(options, recipe)
 
 
-def _show(options: dict[str, Any]) -> int:
+def _show(options: dict[str, Any], recipe: Recipe) -> int:
     from rich.markup import escape
 
     from onnxlathe.api import optimize
@@ -80,6 +98,7 @@ def _show(options: dict[str, Any]) -> int:
             f"{options['passes']},{item}",
             verify=False,
             registry=registry,
+            named=recipe.pipelines,
             before_step=say,
         )
     console = out(quiet=options["quiet"])
@@ -88,7 +107,7 @@ def _show(options: dict[str, Any]) -> int:
     return 0
 
 
-def _search(options: dict[str, Any]) -> int:
+def _search(options: dict[str, Any], recipe: Recipe) -> int:
     from onnxlathe.api import optimize
     from onnxlathe.cli.options import registry_with, verify_options
     from onnxlathe.cli.output import complain, progress
@@ -124,7 +143,14 @@ def _search(options: dict[str, Any]) -> int:
         state = target.with_name(target.name + ".state")
         if options["fresh"]:
             state.unlink(missing_ok=True)
-        optimize(model, f"{options['passes']},shapes", verify=False, registry=registry, before_step=say)
+        optimize(
+            model,
+            f"{options['passes']},shapes",
+            verify=False,
+            registry=registry,
+            named=recipe.pipelines,
+            before_step=say,
+        )
 
         def tell(sentence: str) -> None:
             tried.append(sentence)
@@ -164,7 +190,17 @@ def _identity(source: Path, options: dict[str, Any]) -> str:
     with source.open("rb") as file:
         while chunk := file.read(1 << 20):
             state.update(chunk)
-    ignored = ("model", "output", "max_trials", "fresh", "report", "quiet", "search", "timeout")
+    ignored = (
+        "model",
+        "output",
+        "max_trials",
+        "fresh",
+        "report",
+        "quiet",
+        "search",
+        "timeout",
+        "recipe_path",
+    )
     chosen = {k: str(v) for k, v in sorted(options.items()) if k not in ignored}
     state.update(json.dumps(chosen).encode())
     for name in ("data", "constraints"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from onnxlathe.pipeline import Recipe
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -46,6 +49,21 @@ def precision_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in reversed(_PRECISION):
         command = decorate(command)
     return command
+
+
+OPTIONS = ("precision", "keep", "constraints", "keep_io_types", "no_protect", *_WORDS)
+"""Names of the options above; a recipe's table `[precision]` takes the same."""
+
+
+def with_recipe(options: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The options of a command, with those that only a recipe has.
+
+    Raises:
+        UsageError: the recipe has a name that is no option, or a value that the option does not take.
+    """
+    from onnxlathe.cli.options import with_table
+
+    return with_table(options, OPTIONS, recipe.precision, "precision", type="precision")
 
 
 def is_asked(options: Mapping[str, Any]) -> bool:

@@ -7,6 +7,10 @@ shapes = ["input:2x3x224x224"]
 [pipelines]
 mine = "fuse(layernorm,gelu),tidy"
 
+[precision]
+type = "fp16"
+keep = ["fp32:Softmax"]
+
 [engine]
 range = ["batch=1:8:32"]
 workspace = "4GiB"
@@ -35,7 +39,10 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         atol: absolute tolerances, as `--atol` takes them.
         rtol: relative tolerances, as `--rtol` takes them.
         on_mismatch: `fail` or `skip`.
-        engine: options of the engine's build by their names on the command line, without the dashes.
+        precision: options of mixed precision by their names on the command line, without the dashes;
+            `type` stands for `precision`. Its file of constraints is relative to the recipe's folder.
+        engine: options of the engine's build in the same way. Its timing cache, its log and libraries of
+            plugins are relative to the recipe's folder.
     """
 
     passes: str = "default"
@@ -47,6 +54,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     atol: tuple[str, ...] = ()
     rtol: tuple[str, ...] = ()
     on_mismatch: str = "fail"
+    precision: dict[str, Any] = {}
     engine: dict[str, Any] = {}
 
 
@@ -67,4 +75,20 @@ def load_recipe(path: Path) -> Recipe:
     plugins = tuple(
         str(path.parent / spec) if spec.partition(":")[0].endswith(".py") else spec for spec in recipe.plugins
     )
-    return msgspec.structs.replace(recipe, plugins=plugins)
+    return msgspec.structs.replace(
+        recipe,
+        plugins=plugins,
+        precision=_beside(path, recipe.precision, "constraints"),
+        engine=_beside(path, recipe.engine, "timing-cache", "build-log", "plugins"),
+    )
+
+
+def _beside(recipe: Path, table: dict[str, Any], *files: str) -> dict[str, Any]:
+    """The table with its files looked for from the recipe's folder on."""
+
+    def found(value: Any) -> Any:
+        if isinstance(value, list):
+            return [found(each) for each in value]
+        return str(recipe.parent / value) if isinstance(value, str) else value
+
+    return {k: found(v) if k.replace("_", "-") in files else v for k, v in table.items()}

@@ -45,6 +45,7 @@ class Runner:
 
     Attributes:
         disabled: passes and rules to leave out, by name.
+        spared: nodes that passes which lower precision leave as they are, by name.
         budget: how much to run.
         paranoid: check the IR's invariants after every unit, not only after those of plugins.
         on_error: what a failing plugin means: `fail` ends the run, `skip` goes on without it.
@@ -56,6 +57,7 @@ class Runner:
     """
 
     disabled: frozenset[str] = frozenset()
+    spared: frozenset[str] = frozenset()
     budget: Budget = field(default_factory=Budget)
     paranoid: bool = False
     on_error: str = "fail"
@@ -142,6 +144,7 @@ class Runner:
         context = Context(
             self._names,
             disabled=self.disabled,
+            spared=self.spared,
             limit=limit,
             paranoid=self.paranoid,
             firings=record.firings,

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from onnxlathe._files import write_whole
 from onnxlathe.errors import LatheError, UsageError
 
 from .toml_text import to_toml
@@ -183,9 +184,6 @@ def dump_constraints(constraints: Constraints, path: Path | str) -> None:
     Raises:
         LatheError: it cannot be written.
     """
-    import os
-    import tempfile
-
     path = Path(path)
     plain = msgspec.to_builtins(constraints)
     plain = {"schema": constraints.schema, **plain}
@@ -199,9 +197,7 @@ def dump_constraints(constraints: Constraints, path: Path | str) -> None:
     else:
         text = to_toml(plain).encode()
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".constraints-", delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
+        write_whole(path, text)
     except OSError as error:
         raise LatheError(f"cannot write the constraints '{path}': {error.strerror}") from error
 

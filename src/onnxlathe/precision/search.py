@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import onnx_ir as ir
 
+from onnxlathe._files import write_whole
 from onnxlathe.errors import LatheError, UsageError, VerificationError
 from onnxlathe.model import Model
 from onnxlathe.pipeline import Item, Registry, Runner, plan
@@ -385,10 +386,8 @@ class _State:
             "identity": self.identity,
             "trials": [{**asdict(t), "error": repr(t.error)} for t in self._trials.values()],
         }
-        temporary = self.path.with_name(self.path.name + ".part")
         try:
-            temporary.write_text(json.dumps(data))
-            temporary.replace(self.path)
+            write_whole(self.path, json.dumps(data).encode())
         except OSError as error:
             raise LatheError(f"cannot write '{self.path}': {error.strerror}") from error
 

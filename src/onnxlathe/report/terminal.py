@@ -48,7 +48,8 @@ def show_result(
     wrong = result.verdict is not None and result.verdict.status == "different"
     for culprit in result.culprits:
         blamed = "[red]culprit[/]" if wrong and culprit is result.culprits[-1] else "[yellow]left out[/]"
-        facts.add_row(blamed, escape(culprit.sentence()))
+        done = f"; {culprit.remedy}" if culprit.remedy else ""
+        facts.add_row(blamed, escape(culprit.sentence() + done))
     facts.add_row("verdict", _verdict(result.verdict))
     if result.verdict is not None:
         for unchecked in result.verdict.unchecked:

@@ -58,7 +58,11 @@ class Native:
             self.messages.append((severity, message))
             print(f"[{severity}] {message}", file=sys.stderr, flush=True)
         if self._file is not None:
-            self._file.write(f"[{severity}] {message}\n")
+            try:
+                self._file.write(f"[{severity}] {message}\n")
+            except OSError as error:  # which must not pass through the library that called us
+                print(f"the log cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+                self._file = None
 
     def log_to(self, path: str | None) -> None:
         """Write everything that the package says to the file at `path` from now on; None ends that."""

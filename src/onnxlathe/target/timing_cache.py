@@ -7,14 +7,13 @@ and replaces the file whole.
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from onnxlathe._files import write_whole
 from onnxlathe.target.native import Native, Trouble
 
 
@@ -48,7 +47,7 @@ def keep(native: Native, config: Any, path: Path) -> None:
             together = _read(native, config, path)
             if together.combine(measured, True):
                 measured = together
-        replace(path, memoryview(measured.serialize()))
+        write_whole(path, memoryview(measured.serialize()))
 
 
 def _read(native: Native, config: Any, path: Path) -> Any:
@@ -70,20 +69,6 @@ def _refusal(path: Path, why: str) -> BadCache:
         f"the timing cache '{path}' cannot be used: {why.strip()}",
         "delete it to start a new one, or name another file",
     )
-
-
-def replace(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that whoever opens it finds either the old or the new contents."""
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class Culprit:
         after: names of the nodes that it made.
         right: how much of the pipeline still computes the original's function.
         wrong: how much of it no longer does; one change more.
+        remedy: what was done about it, where the run went on.
     """
 
     rule: str
@@ -37,6 +38,7 @@ class Culprit:
     after: tuple[str, ...] = ()
     right: Budget = field(default_factory=Budget)
     wrong: Budget = field(default_factory=Budget)
+    remedy: str = ""
 
     def sentence(self) -> str:
         """What happened, for the user."""
@@ -53,6 +55,7 @@ class Culprit:
             "before": list(self.before),
             "after": list(self.after),
             "sentence": self.sentence(),
+            "remedy": self.remedy,
         }
 
 
