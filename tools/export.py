@@ -96,6 +96,17 @@ CORPUS_EXPORTS = [
     Export("lstm", "ts", 17, label="lstm_ts"),
 ]
 
+MORE = """
+    roberta distilbert albert t5 t5enc whisperdec qwen3 gemma3 mamba wav2vec2 gru
+    convnext swin segformer dinov2 vitdet detr mobilenetv2 efficientnet mobilevit yolo diffusion deeplab
+""".split()
+EXPORTERS: dict[Literal["ts", "dyn"], int] = {"ts": 17, "dyn": 20}
+CORPUS_EXPORTS += [
+    Export(name, exporter, opset, label=f"{name}_{exporter}")
+    for name in MORE
+    for exporter, opset in EXPORTERS.items()
+]
+
 
 # --- the two exporters --------------------------------------------------------------------------------------
 
