@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -11,9 +12,10 @@ import pytest
 
 from helpers import assert_same, operators, parse, samples
 from onnxlathe.errors import PassError
-from onnxlathe.model import Model
+from onnxlathe.model import Model, load
 from onnxlathe.pipeline import Budget, Registry, Runner, broken_invariants, plan
 from onnxlathe.rewrite import (
+    Builder,
     NodeRule,
     Pass,
     Rule,
@@ -380,3 +382,30 @@ def test_a_pass_that_never_ends_is_ended_and_named() -> None:
     runner = Runner(pass_timeout=0.2, on_error="skip")
     runner.run(model, plan([endless(), DoubleNegation()], Registry()))
     assert "did not end" in runner.records[0].skipped
+
+
+@pytest.mark.parametrize("name", ["bert_ts17", "llama_dyn20", "resnet_ts13", "vit_dyn18", "tiny/*"])
+def test_a_guard_turns_away_only_what_does_not_match(name: str) -> None:
+    """Where a rule's guard says no, the matcher, asked all the same, says no as well."""
+    rules: list[Rule] = []
+    for entry in Registry.standard().all():
+        found = entry.cls()
+        rules += [r for r in getattr(found, "steps", (found,)) if isinstance(r, Rule)]
+    assert len(rules) > 20
+    turned_away = matched = 0
+    for path in sorted((Path(__file__).parents[1] / "fixtures").glob(f"{name}.onnx")):
+        model = load(path)
+        Runner().run(model, plan("shapes,fold", Registry.standard()))
+        for node in list(model.nodes()):
+            for rule in rules:
+                for start in rule._starts.get((node.domain, node.op_type), ()):
+                    guard = start[2]
+                    op = Builder(max(model.opset, 1))
+                    attempt = rule._match([start], node, op)
+                    op.rewind(0)
+                    if guard is not None and not guard(node):
+                        turned_away += 1
+                        assert attempt.outputs is None, (rule.name, node.name, path.name)
+                    matched += attempt.outputs is not None
+    assert turned_away
+    assert matched

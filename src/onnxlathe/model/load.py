@@ -19,7 +19,7 @@ from onnxlathe.errors import ModelError
 from .check import Checker, check_tensors
 from .model import Model
 from .protos import bodies_of, element_type, tensors_of
-from .tensors import FileTensor, SourceFile, digest, nbytes_of
+from .tensors import FileTensor, SmallTensor, SourceFile, digest, nbytes_of
 from .wire import Elided, Payload, Source, WireError, elide, fields
 
 TYPES_KEY = "onnxlathe.types"
@@ -325,15 +325,21 @@ class _Weights:
         return bool(self._places)
 
     def attach(self, model: Model) -> None:
-        """Give every tensor that is not in memory its `FileTensor`."""
+        """Give every tensor that is not in memory its `FileTensor`, and the others what answers quickly."""
         for graph in model.graphs():
             for value in graph.initializers.values():
-                if isinstance(value.const_value, ir.ExternalTensor):
-                    value.const_value = self._tensor(value.const_value)
+                if value.const_value is not None:
+                    value.const_value = self._ours(value.const_value)
             for node in graph:
-                _replace_attributes(node.attributes, self)
+                if node.attributes.data:
+                    _replace_attributes(node.attributes, self)
         for function in model.ir.functions.values():
             _replace_attributes(function.attributes, self)
+
+    def _ours(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if isinstance(tensor, ir.ExternalTensor):
+            return self._tensor(tensor)
+        return SmallTensor(tensor.raw) if type(tensor) is ir.TensorProtoTensor else tensor
 
     def _tensor(self, tensor: ir.ExternalTensor) -> FileTensor:
         payload = self.elided.payload(str(tensor.location))
@@ -354,16 +360,16 @@ class _Weights:
 
 
 def _replace_attributes(attributes: Any, weights: _Weights) -> None:
-    for name, attribute in list(attributes.items()):
-        if attribute.is_ref():
+    for name, attribute in attributes.data.items():
+        kind = attribute.type
+        if attribute.is_ref() or kind not in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
             continue
-        if attribute.type == ir.AttributeType.TENSOR:
-            if isinstance(attribute.value, ir.ExternalTensor):
-                tensor = weights._tensor(attribute.value)
-                attributes[name] = ir.AttrTensor(name, tensor, doc_string=attribute.doc_string)
-        elif attribute.type == ir.AttributeType.TENSORS:
-            tensors = [weights._tensor(t) if isinstance(t, ir.ExternalTensor) else t for t in attribute.value]
-            attributes[name] = ir.AttrTensors(name, tensors, doc_string=attribute.doc_string)
+        held = (
+            weights._ours(attribute.value)
+            if kind is ir.AttributeType.TENSOR
+            else [weights._ours(tensor) for tensor in attribute.value]
+        )
+        attributes[name] = ir.Attr(name, kind, held, doc_string=attribute.doc_string)
 
 
 def _check_payload(tensor: Any, payload: Payload, nbytes: int) -> None:

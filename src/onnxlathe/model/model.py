@@ -54,8 +54,12 @@ class Model:
 
     def count_operators(self) -> dict[str, int]:
         """How many nodes of each operator, the most frequent first; keys are `Add` or `domain::Op`."""
-        counts = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in self.nodes())
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        counts = Counter[tuple[str, str]]()
+        _count(self.ir.graph, counts)
+        for function in self.ir.functions.values():
+            _count(function.graph, counts)
+        named = {f"{domain}::{op}" if domain else op: count for (domain, op), count in counts.items()}
+        return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
 
     def clone(self) -> Model:
         """A copy of the structure that may be changed independently; weight tensors are shared."""
@@ -71,6 +75,14 @@ def with_subgraphs(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Graph]:
     for node in graph:
         for inner in subgraphs(node):
             yield from with_subgraphs(inner)
+
+
+def _count(graph: onnx_ir.Graph, counts: Counter[tuple[str, str]]) -> None:
+    nodes = list(graph)
+    counts.update([(node.domain, node.op_type) for node in nodes])
+    for node in nodes:
+        for inner in subgraphs(node):
+            _count(inner, counts)
 
 
 def subgraphs(node: onnx_ir.Node) -> Sequence[onnx_ir.Graph]:

@@ -309,6 +309,41 @@ class FileTensor(TensorBase):
         return self._digest
 
 
+class SmallTensor(ir.TensorProtoTensor):
+    """A tensor held in its protobuf message, which keeps what onnx_ir works out anew at every question."""
+
+    __slots__ = ("_array", "_dtype", "_nbytes", "_shape")
+
+    def __init__(self, proto: Any) -> None:
+        super().__init__(proto)
+        self._dtype = ir.DataType(proto.data_type)
+        self._shape = ir.Shape(proto.dims, frozen=True)
+        self._nbytes: int | None = None
+        self._array: np.ndarray[Any, np.dtype[Any]] | None = None
+
+    @property
+    def dtype(self) -> ir.DataType:  # type: ignore[override]  # read-only, as in onnx_ir's own tensors
+        return self._dtype
+
+    @property
+    def shape(self) -> ir.Shape:  # type: ignore[override]
+        return self._shape
+
+    @property
+    def nbytes(self) -> int:
+        if self._nbytes is None:
+            self._nbytes = super().nbytes
+        return self._nbytes
+
+    def numpy(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """The elements; the array is shared and cannot be written to."""
+        if self._array is None:
+            array = super().numpy()
+            array.flags.writeable = False
+            self._array = array
+        return self._array
+
+
 def _hash() -> Any:
     # The processor has instructions for SHA-256; nothing here is about secrets.
     return hashlib.sha256(usedforsecurity=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.convenience import convert_attribute
 
 Operand = "ir.Value | np.ndarray | float | int | bool | None"
 
@@ -36,6 +37,8 @@ class Builder:
 
     def rewind(self, mark: int) -> None:
         """Forget the nodes made since `mark`, and the constants that only they use."""
+        if not self.constants and len(self.nodes) == mark:
+            return
         for node in self.nodes[mark:]:
             for index in range(len(node.inputs)):
                 node.replace_input_with(index, None)
@@ -84,13 +87,8 @@ class Builder:
         values = [
             v if v is None or isinstance(v, ir.Value) else self._operand(v, like) for v in _trimmed(inputs)
         ]
-        made = ir.node(
-            op_type,
-            values,
-            {k: v for k, v in (attributes or {}).items() if v is not None},
-            domain=domain,
-            num_outputs=outputs,
-        )
+        kept = [_attribute(k, v) for k, v in (attributes or {}).items() if v is not None]
+        made = ir.Node(domain, op_type, values, kept, num_outputs=outputs)
         self.nodes.append(made)
         return made
 
@@ -108,6 +106,20 @@ class Builder:
         if isinstance(operand, (bool, int, float)) and like is not None:
             return self.constant(operand, like)
         return self.constant(operand)
+
+
+_KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
+_LISTS = {int: ir.AttributeType.INTS, float: ir.AttributeType.FLOATS, str: ir.AttributeType.STRINGS}
+
+
+def _attribute(name: str, value: Any) -> ir.Attr:
+    """An attribute with its type; onnx_ir's own conversion is for the rare kinds, it takes much longer."""
+    kind = _KINDS.get(type(value))
+    if kind is None and type(value) in (list, tuple) and value:
+        first = type(value[0])
+        kind = _LISTS.get(first) if all(type(entry) is first for entry in value) else None
+        value = tuple(value) if kind is not None else value
+    return ir.Attr(name, kind, value) if kind is not None else convert_attribute(name, value)
 
 
 def _trimmed(inputs: Sequence[Any]) -> Sequence[Any]:

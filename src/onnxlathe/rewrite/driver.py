@@ -66,6 +66,7 @@ class _Worklist:
     ) -> None:
         self.opset = opset
         self.context = context
+        self.builder = Builder(opset)
         self.function_graph = graph if in_function else None
         self.index: dict[tuple[str, str], list[LocalRule]] = {}
         for rule in rules:
@@ -104,7 +105,7 @@ class _Worklist:
         return changes
 
     def _try(self, rule: LocalRule, node: ir.Node) -> bool:
-        op = Builder(self.opset)
+        op = self.builder
         try:
             attempt = rule.attempt(node, op)
         except PassError:
@@ -122,6 +123,7 @@ class _Worklist:
         if not self.context.permit(rule.name):
             op.rewind(0)
             return False
+        self.builder = Builder(self.opset)
         self._apply(rule, node, attempt, op)
         return True
 

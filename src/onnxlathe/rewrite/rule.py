@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxlathe.model import Model
 from onnxlathe.rewrite.builder import Builder
 from onnxlathe.rewrite.context import Context
+from onnxlathe.rewrite.guard import NodeGuard, node_guard
 from onnxlathe.rewrite.match import Match, NoMatch, match_node
 from onnxlathe.rewrite.passes import Pass
 from onnxlathe.rewrite.pattern import AnyOf, NodePattern, Output, Pattern, PatternBuilder, Var, depth, roots
@@ -48,6 +49,9 @@ class Attempt:
     outputs: tuple[ir.Value | None, ...] | None
     matched: tuple[ir.Node, ...] = ()
     reason: str = ""
+
+
+_DECLINED = Attempt(None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,26 @@ class Rule(LocalRule):
         parts = self._built if isinstance(self._built, (tuple, list)) else [self._built]
         return max(depth(part) for part in parts)
 
+    @functools.cached_property
+    def _starts(self) -> dict[tuple[str, str], list[tuple[NodePattern, dict[str, int], NodeGuard | None]]]:
+        """The `alternatives` by operator, each with its guard."""
+        starts: dict[tuple[str, str], list[tuple[NodePattern, dict[str, int], NodeGuard | None]]] = {}
+        for pattern, tags in self.alternatives:
+            entry = (pattern, tags, node_guard(pattern))
+            starts.setdefault((pattern.domain, pattern.op_type), []).append(entry)
+        return starts
+
     def attempt(self, node: ir.Node, op: Builder) -> Attempt:
+        starts = self._starts.get((node.domain, node.op_type), ())
+        possible = [start for start in starts if start[2] is None or start[2](node)]
+        return self._match(possible, node, op) if possible else _DECLINED
+
+    def _match(
+        self,
+        starts: Sequence[tuple[NodePattern, dict[str, int], NodeGuard | None]],
+        node: ir.Node,
+        op: Builder,
+    ) -> Attempt:
         reason = ""
         outcome: list[Any] = []
 
@@ -139,9 +162,7 @@ class Rule(LocalRule):
             outcome.append(replacement)
             return True
 
-        for pattern, tags in self.alternatives:
-            if pattern.op_type != node.op_type or pattern.domain != node.domain:
-                continue
+        for pattern, tags, _ in starts:
             match = match_node(pattern, node, op.opset, accept, lambda m, t=tags: m.bindings.update(t))  # type: ignore[misc]
             if outcome:
                 return Attempt(_outputs(node, outcome[0]), tuple(match.nodes))
@@ -175,7 +196,7 @@ class NodeRule(LocalRule):
             return Attempt(None, reason=str(declined))
         if replacement is None:
             op.rewind(0)
-            return Attempt(None)
+            return _DECLINED
         return Attempt(_outputs(node, replacement), (node,))
 
 
