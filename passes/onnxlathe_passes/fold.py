@@ -114,7 +114,7 @@ class _Folder:
         if attribute is None or attribute.is_ref() or attribute.name == "sparse_value":
             return 0
         if attribute.name == "value":
-            tensor = attribute.as_tensor()
+            tensor = attribute.value
         else:
             array = constant(value)
             if array is None:

@@ -43,7 +43,8 @@ def save(
 ) -> None:
     """Write a model; afterwards the file is there completely, or it is as if nothing had been tried.
 
-    Everything is written under temporary names in the target's folder and then renamed. Weights that are
+    Everything is written under temporary names in the target's folder and then renamed; a file that is
+    replaced is given up only when the new one is on the disk. Weights that are
     still in their source file are copied from file to file, so memory does not follow the model's size.
     Equal models give equal bytes. The model itself is not changed and goes on reading from its source.
 
@@ -167,7 +168,7 @@ def _tensors(model: Model, *, attributes: bool = True) -> Iterator[ir.TensorProt
                 if attribute.is_ref():
                     continue
                 if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
+                    yield attribute.value
                 elif attribute.type == ir.AttributeType.TENSORS:
                     yield from attribute.as_tensors()
 
@@ -259,21 +260,26 @@ def _write(target: Path, plan: _Plan) -> None:
     """Write both files under temporary names, then rename them: the data first, as the model names it."""
     data_path = target.with_name(plan.data_name) if plan.data else None
     moved = False
+    # What is given up must be safe against a power cut; waiting for the disk can take longer than all else.
+    replaces = target.exists()
     try:
         with _temporary(target) as (fd, temporary):
             if data_path is not None:
                 with _temporary(data_path) as (data_fd, data_temporary):
                     for offset, tensor in plan.data:
                         _write_tensor(data_fd, offset, tensor)
-                    os.fsync(data_fd)
+                    if replaces:
+                        os.fsync(data_fd)
                     _write_pieces(fd, plan.pieces)
-                    os.fsync(fd)
+                    if replaces:
+                        os.fsync(fd)
                     os.replace(data_temporary, data_path)
                     moved = True
             else:
                 _write_pieces(fd, plan.pieces)
-                os.fsync(fd)
-            if target.exists():
+                if replaces:
+                    os.fsync(fd)
+            if replaces:
                 shutil.copymode(target, temporary)
             os.replace(temporary, target)
     except BaseException as error:
@@ -283,7 +289,8 @@ def _write(target: Path, plan: _Plan) -> None:
         if isinstance(error, OSError):
             raise _explained(target, error) from None
         raise
-    _sync_folder(target.parent)
+    if replaces:
+        _sync_folder(target.parent)
 
 
 def _explained(target: Path, error: OSError) -> LatheError:

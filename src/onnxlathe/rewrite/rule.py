@@ -54,7 +54,6 @@ class Attempt:
 _DECLINED = Attempt(None)
 
 
-@dataclass(frozen=True)
 class LocalRule(Pass):
     """What `Rule` and `NodeRule` share: a place in the worklist driver."""
 
@@ -78,7 +77,6 @@ class LocalRule(Pass):
         return drive(model, [self], context)
 
 
-@dataclass(frozen=True)
 class Rule(LocalRule):
     """A pattern, a condition, a replacement.
 
@@ -170,7 +168,6 @@ class Rule(LocalRule):
         return Attempt(None, reason=reason)
 
 
-@dataclass(frozen=True)
 class NodeRule(LocalRule):
     """A local rewrite written as code: given a node, what should its outputs be instead?
 
@@ -200,7 +197,6 @@ class NodeRule(LocalRule):
         return Attempt(_outputs(node, replacement), (node,))
 
 
-@dataclass(frozen=True)
 class RuleSet(LocalRule):
     """Several rules under one name, for an identity that is best said in steps.
 
