@@ -33,6 +33,7 @@ from onnxlathe.target.options import (
     BuildOptions,
     check,
     parse_bytes,
+    parse_capabilities,
     parse_capability,
     parse_pool,
 )
@@ -290,7 +291,9 @@ def test_disk_full_at_the_engine(model: Path) -> None:
                 raise OSError(errno.ENOSPC, "No space left on device")
         native_build.open = lambda path, mode: Full(open(path, mode))
     """)
-    with pytest.raises(LatheError, match="cannot write the engine: No space left on device") as caught:
+    with pytest.raises(
+        LatheError, match=r"cannot write the engine in '.*': No space left on device"
+    ) as caught:
         build(model, model.with_suffix(".engine"), target)
     assert "room" in caught.value.hint
     nothing_new(model.parent)
@@ -447,14 +450,15 @@ def test_options_reach_the_builder(model: Path) -> None:
         profiling_verbosity="detailed",
         tf32=False,
     )
-    with pytest.raises(LatheError, match=r"does not have compute capability 1\.2"):
+    with pytest.raises(LatheError, match=r"--compute-capabilities 1\.2: .*does not have it") as caught:
         build(model, model.with_suffix(".engine"), compute_capabilities=("1.2",))
+    assert "8.6" in caught.value.hint
 
 
 def test_plugin_library_that_is_none(model: Path) -> None:
     library = model.with_name("no_plugin.so")
     library.write_bytes(b"\x7fELF and then nothing")
-    with pytest.raises(LatheError, match=r"plugin library '.*no_plugin\.so' cannot be loaded"):
+    with pytest.raises(LatheError, match=r"no_plugin\.so' cannot be loaded: .*file too short"):
         build(model, model.with_suffix(".engine"), plugins=(str(library),))
 
 
@@ -467,8 +471,13 @@ def test_spellings() -> None:
     for wrong in ("workspace", "nothing:1G", "workspace:much"):
         with pytest.raises(UsageError, match="--memory-pool"):
             parse_pool(wrong)
+    with pytest.raises(UsageError, match="--workspace 0: not a size"):
+        parse_bytes("0", "--workspace")
     with pytest.raises(UsageError, match="not a compute capability"):
         parse_capability("ampere")
+    assert parse_capabilities("8.6, sm_120,8.6") == ("8.6", "12.0")
+    with pytest.raises(UsageError, match="none is named"):
+        parse_capabilities(",")
 
 
 # Weights ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,25 @@ def test_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(UsageError) as caught:
         load_constraints(path)
     assert message in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("read", "word"),
+    [
+        (parse_keep, "fp33:Softmax"),
+        (parse_keep, "int8:Softmax"),
+        (lambda w: parse_layer_precisions([w]), "conv1:float99"),
+        (lambda w: parse_tensor_dtypes([w]), "x:foo"),
+    ],
+)
+def test_what_is_meant_for_a_type(read: Callable[[str], object], word: str) -> None:
+    with pytest.raises(UsageError, match="is not a type that precision can choose"):
+        read(word)
+
+
+def test_names_with_colons() -> None:
+    assert [c.match for c in parse_keep("fp16:/a/b:0")] == ["/a/b:0"]
+    assert [c.match for c in parse_keep("scope:conv1")] == ["scope:conv1"]
 
 
 PLAIN = st.recursive(

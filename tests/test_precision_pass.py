@@ -90,6 +90,8 @@ def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe.write_text('passes = "mine"\n[pipelines]\nmine = "shapes"\n[precision]\ntype = "bf16"\n')
     assert command(show) == 0
     assert "compute in bfloat16" in capsys.readouterr().out
+    assert command([*show, "--wider", "bf16"]) == 2
+    assert "--wider is about the search" in capsys.readouterr().err
     for wrong, message in (
         ('typ = "fp16"', "[precision] has no option 'typ'"),
         ('type = "fp17"', "fp17"),

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
+from helpers import parse
 from onnxlathe.cli import run as command
 from onnxlathe.errors import ModelError
-from onnxlathe.target.layers import nodes_of
+from onnxlathe.model import load
+from onnxlathe.target.layers import layer_map, nodes_of
 from onnxlathe.target.sidecar import read_sidecar, sidecar_path
 
 HAS_WHEELS = (sys.platform, platform.machine()) in {("linux", "x86_64"), ("win32", "AMD64")}
@@ -133,6 +136,41 @@ def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["build", str(SOURCE), "-o", str(tmp_path / "e"), "--recipe", str(recipe)]) == 2
 
 
+def test_nodes_without_names(tmp_path: Path) -> None:
+    """The parser names them after their outputs, this program by their operators."""
+    path = tmp_path / "model.onnx"
+    onnx.save(parse("g (float[n, 4] x) => (float[n, 4] y) { h = Relu(x) y = Neg(h) }"), path)
+    layers = [
+        {"name": "a", "type": "ACTIVATION", "metadata": "[ONNX Layer: node_of_h]"},
+        {"name": "b", "type": "UNARY", "metadata": "[ONNX Layer: node_of_y]"},
+    ]
+    nodes = layer_map(layers, load(path))["nodes"]
+    assert {name: facts["operator"] for name, facts in nodes.items()} == {
+        "node_of_h": "Relu",
+        "node_of_y": "Neg",
+    }
+
+
+@needs_rtx
+def test_several_engines_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(SOURCE), str(SOURCE.with_name("unet_ts17.onnx")), "-o", str(tmp_path), "--no-verify"]
+    assert command([*words, "--engine", str(tmp_path / "x.engine")]) == 2
+    assert "need a folder for their engines" in capsys.readouterr().err
+    assert command([*words, "--engine", str(tmp_path)]) == 0
+    assert sorted(p.name for p in tmp_path.glob("*.engine")) == ["resnet_ts17.engine", "unet_ts17.engine"]
+
+
+@needs_rtx
+def test_a_model_without_its_engine_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--no-verify", "--compute-capabilities", "1.1"]
+    output, engine = tmp_path / "m.onnx", tmp_path / "m.engine"
+    assert command([str(SOURCE), "-o", str(output), "--engine", str(engine), *words]) == 2
+    said = capsys.readouterr()
+    assert "saved" in said.out
+    assert "--compute-capabilities 1.1" in said.err
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
 def test_options_without_an_engine(capsys: pytest.CaptureFixture[str]) -> None:
     assert command([str(SOURCE), "--range", "batch=1:2:4"]) == 2
     assert "--range is about an engine" in capsys.readouterr().err
@@ -145,6 +183,9 @@ def test_missing_and_damaged(tmp_path: Path) -> None:
         read_sidecar(engine)
     sidecar_path(engine).write_text('{"schema": 1, ')
     with pytest.raises(ModelError, match="is damaged"):
+        read_sidecar(engine)
+    sidecar_path(engine).write_text('{"schema": 1}')
+    with pytest.raises(ModelError, match="is damaged: it has no 'target'"):
         read_sidecar(engine)
     sidecar_path(engine).write_text('{"schema": 99}')
     with pytest.raises(ModelError, match="schema 99"):

@@ -82,6 +82,7 @@ class Precision(Pass):
         for rule in selection.idle:
             context.note(f"constraint '{rule}' selects nothing")
         if low == FLOAT32 and not any(dtype != FLOAT32 for dtype, _ in selection.nodes.values()):
+            context.note("nothing is lowered: the type is float32, and no constraint names another")
             return 0
         weights = Weights(context.names.value)
         planner = Planner(

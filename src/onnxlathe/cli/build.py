@@ -43,7 +43,7 @@ def build_command(**options: Any) -> int:
     from onnxlathe.api import VerifyOptions
     from onnxlathe.cli.build_options import engine_request, with_recipe
     from onnxlathe.cli.engine_text import show_engine
-    from onnxlathe.cli.options import write_json
+    from onnxlathe.cli.options import check_writable, write_json
     from onnxlathe.cli.output import out, progress
     from onnxlathe.model import load
     from onnxlathe.pipeline import load_recipe
@@ -56,6 +56,8 @@ def build_command(**options: Any) -> int:
     request = engine_request(
         options["output"] or model.with_suffix(".engine"), options, timeout=options["timeout"]
     )
+    if options["report"] is not None:
+        check_writable(options["report"])
     with progress(quiet=options["quiet"]) as say:
         engine = make_engine(
             model,

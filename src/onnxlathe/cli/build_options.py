@@ -112,7 +112,7 @@ def engine_request(
     from onnxlathe.errors import UsageError
     from onnxlathe.target import find_target
     from onnxlathe.target.engine import EngineRequest
-    from onnxlathe.target.options import BuildOptions, parse_bytes, parse_capability, parse_pool
+    from onnxlathe.target.options import BuildOptions, parse_bytes, parse_capabilities, parse_pool
     from onnxlathe.target.profiles import ProfileWishes
 
     if options["target"] == "none":
@@ -120,7 +120,7 @@ def engine_request(
     pools = dict(parse_pool(text) for text in options["memory_pools"])
     if options["workspace"]:
         pools["workspace"] = parse_bytes(options["workspace"], "--workspace")
-    capabilities = [word for word in (options["compute_capabilities"] or "").split(",") if word.strip()]
+    capabilities = options["compute_capabilities"]
     build = BuildOptions(
         memory_pools=pools,
         builder_optimization_level=options["builder_optimization_level"],
@@ -128,7 +128,7 @@ def engine_request(
         hardware_compatibility=options["hardware_compatibility"],
         version_compatible=options["version_compatible"],
         exclude_lean_runtime=options["exclude_lean_runtime"],
-        compute_capabilities=tuple(parse_capability(word) for word in capabilities),
+        compute_capabilities=() if capabilities is None else parse_capabilities(capabilities),
         refit=options["refit"],
         strip_weights=options["strip_weights"],
         weight_streaming=options["weight_streaming"],

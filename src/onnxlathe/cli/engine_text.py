@@ -107,9 +107,11 @@ def _show_sidecar(console: Console, engine: Path, facts: dict[str, Any]) -> None
     chosen = {k: v for k, v in facts["options"].items() if v != default[k] and v not in ([], {})}
     row("options", ", ".join(f"{k}={v}" for k, v in chosen.items()) or "(defaults)")
     for number, profile in enumerate(facts["profiles"], 1):
-        for name, levels in {**profile["shapes"], **profile["values"]}.items():
-            sizes = " … ".join("x".join(map(str, level)) or "scalar" for level in levels)
-            row(f"profile {number}" if len(facts["profiles"]) > 1 else "profile", f"{name}  {sizes}")
+        title = f"profile {number}" if len(facts["profiles"]) > 1 else "profile"
+        for name, levels in profile["shapes"].items():
+            row(title, f"{name}  {' … '.join('x'.join(map(str, level)) or 'scalar' for level in levels)}")
+        for name, levels in profile["values"].items():
+            row(title, f"{name} = {' … '.join(map(str, levels))}")
     for title in ("inputs", "outputs"):
         for tensor in facts[title]:
             row(title, f"{tensor['name']}  {tensor['type']}{tensor['shape']}")

@@ -96,7 +96,8 @@ def _is_engine(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return (
-                file.read(4) in (b"ptrt", b"ftrt", b"rtrt") or path.with_name(path.name + ".json").is_file()
+                file.read(4) in (b"ptrt", b"ftrt", b"rtrt", b"vtrt")
+                or path.with_name(path.name + ".json").is_file()
             )
     except OSError:
         return False

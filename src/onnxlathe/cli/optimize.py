@@ -123,7 +123,12 @@ def optimize_command(
     if len(models) == 1:
         return _Job({**options, "model": models[0]}).run()
     from onnxlathe.cli.batch import run_batch
+    from onnxlathe.errors import UsageError
 
+    if options["engine"] is not None and not options["engine"].is_dir():
+        raise UsageError(
+            "several models need a folder for their engines", hint="give one that exists, as in --engine out/"
+        )
     words = _without(context.meta.get(WORDS, []), [str(m) for m in models])
     return run_batch(models, options["output"], words, jobs=jobs, again=again, quiet=options["quiet"])
 
@@ -158,7 +163,7 @@ class _Job:
         from onnxlathe.api import Mismatch, optimize
         from onnxlathe.cli.options import registry_with
         from onnxlathe.cli.output import complain, progress
-        from onnxlathe.errors import UsageError
+        from onnxlathe.errors import LatheError, UsageError
         from onnxlathe.model import load, save
 
         options = self.options
@@ -208,7 +213,11 @@ class _Job:
             result.model.ir.metadata_props[PRODUCED] = result.pipeline
             save(result.model, output, in_place=options["in_place"], external=options["external_data"])
             if request is not None:
-                self.build(request, result, output, say)
+                try:
+                    self.build(request, result, output, say)
+                except LatheError:
+                    self.finish(result, output)  # the model is there, whatever became of the engine
+                    raise
         self.finish(result, output)
         return 0
 
@@ -304,6 +313,8 @@ class _Job:
             return None
         from onnxlathe.target.build import check_engine_path
 
+        if path.is_dir():
+            path = path / f"{self.source.stem}.engine"
         check_engine_path(path, self.source, output)
         options = with_recipe(self.options, recipe)
         return engine_request(path, options, timeout=self.options["build_timeout"], fixed=self.frozen)

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxlathe.cli.options import comparison_options, plugin_option
+from onnxlathe.cli.options import check_writable, comparison_options, given, plugin_option
 from onnxlathe.cli.precision_options import precision_options
 
 if TYPE_CHECKING:
     from onnxlathe.pipeline import Recipe
     from onnxlathe.precision.search import SearchResult
+
+
+_SEARCHING = ("output", "error", "wider", "max_trials", "fresh")
 
 
 @click.command(short_help="Find out which nodes must stay in float32.")
@@ -65,6 +68,7 @@ def precision_command(**options: Any) -> int:
     Exit code 0: done; 1: no set was found; 2: wrong usage or bad model.
     """
     from onnxlathe.cli.precision_options import with_recipe
+    from onnxlathe.errors import UsageError
     from onnxlathe.pipeline import Recipe, load_recipe
 
     path = options["recipe_path"]
@@ -75,6 +79,10 @@ def precision_command(**options: Any) -> int:
     options["plugins"] = [*recipe.plugins, *options["plugins"]]
     if options["passes"] is None:
         options["passes"] = "O3" if recipe.passes == "default" else recipe.passes
+    if options["report"] is not None:
+        check_writable(options["report"])
+    if not options["search"] and (searching := given(_SEARCHING)):
+        raise UsageError(f"{searching[0]} is about the search", hint="ask for it: --search")
     return _search(options, recipe) if options["search"] else _show(options, recipe)
 
 

@@ -16,6 +16,7 @@ Specifications that were written for TensorRT 10 and older are read into the sam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from onnxlathe.errors import LatheError, UsageError
 
 from .toml_text import to_toml
 from .types import is_type, parse_type, type_name
+
+_LIKE_A_TYPE = re.compile(r"(fp|float|bf|bfloat|tf|u?int)\d+(e\d+m\d+)?|half|double|bool", re.IGNORECASE)
+_OTHER_TYPES = frozenset({"int4", "int8", "int32", "int64", "uint8", "bool", "fp4", "fp8", "e8m0"})
+"""What trtexec and Polygraphy know besides the types that precision chooses among."""
 
 SELECTORS = ("match", "node", "operator", "origin", "output", "between", "tensor")
 
@@ -120,6 +125,8 @@ def parse_keep(word: str, where: str = "--keep") -> list[Constraint]:
         UsageError: nothing is selected.
     """
     head, colon, rest = word.partition(":")
+    if colon and _LIKE_A_TYPE.fullmatch(head):
+        parse_type(head, f"{where} {word}")  # fp33 is meant for a type, and is none
     kind, patterns = (head, rest) if colon and is_type(head) else ("fp32", word)
     kind = type_name(parse_type(kind))
     found = []
@@ -215,13 +222,16 @@ def parse_layer_precisions(
     that says its types, and are noted.
 
     Raises:
-        UsageError: a part is not NAME:TYPE.
+        UsageError: a part is not NAME:TYPE, or names no type.
     """
     found = []
     for name, kinds in _pairs(words, where):
         wanted = [kind for kind in kinds.split("+") if is_type(kind)]
         for kind in kinds.split("+"):
-            if not is_type(kind) and notes is not None:
+            if is_type(kind):
+                continue
+            _other(kind, where)
+            if notes is not None:
                 notes.append(
                     f"{where}: {name}:{kind} is left out: the graph itself says which values are {kind}"
                 )
@@ -238,15 +248,27 @@ def parse_tensor_dtypes(
     """Polygraphy's `tensor:float16`: the types of inputs and outputs of the network.
 
     Raises:
-        UsageError: a part is not NAME:TYPE.
+        UsageError: a part is not NAME:TYPE, or names no type.
     """
     found = []
     for name, kind in _pairs(words, where):
         if is_type(kind):
             found.append(Constraint(type=type_name(parse_type(kind)), tensor=name, optional=True))
-        elif notes is not None:
+            continue
+        _other(kind, where)
+        if notes is not None:
             notes.append(f"{where}: {name}:{kind} is left out: precision chooses among fp32, fp16 and bf16")
     return found
+
+
+def _other(kind: str, where: str) -> None:
+    """A type that is none of precision's is one of those that the specifications have besides.
+
+    Raises:
+        UsageError: it is none at all.
+    """
+    if kind.strip().lower() not in _OTHER_TYPES:
+        parse_type(kind, where)
 
 
 def _pairs(words: Iterable[str], where: str) -> Iterable[tuple[str, str]]:

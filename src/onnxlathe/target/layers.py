@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import onnx_ir as ir
+
 from onnxlathe.model import Model
 from onnxlathe.rewrite import origin
 
@@ -15,6 +17,11 @@ _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=$|[\x1e,+]|\[ONNX Layer: )", re.DOT
 def nodes_of(metadata: str) -> list[str]:
     """The names of ONNX nodes in a layer's metadata, `[ONNX Layer: NAME]` once or several times."""
     return list(dict.fromkeys(_NODE.findall(metadata)))
+
+
+def _parsers_name(node: ir.Node) -> str:
+    """What the parser calls a node without a name."""
+    return f"node_of_{node.outputs[0].name}" if node.outputs else ""
 
 
 def layer_map(layers: Iterable[Mapping[str, str]], model: Model) -> dict[str, Any]:
@@ -35,7 +42,7 @@ def layer_map(layers: Iterable[Mapping[str, str]], model: Model) -> dict[str, An
     named = {name for layer in mapped for name in layer["nodes"]}
     nodes: dict[str, dict[str, Any]] = {}
     for node in model.nodes():
-        name = node.name or ""
+        name = node.name if node.name in named else _parsers_name(node)
         if name in named:
             operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             nodes[name] = {"operator": operator, "original": origin(node)}

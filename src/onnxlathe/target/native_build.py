@@ -6,6 +6,7 @@ decides on profiles, for which it has to know the network's inputs.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import time
@@ -15,6 +16,8 @@ from typing import Any
 
 from onnxlathe.target import cuda, native_options, timing_cache, weights
 from onnxlathe.target.native import Native, Trouble, errors_of
+
+_FULL = "make room, or write to another disk"
 
 
 @dataclass
@@ -87,11 +90,20 @@ def load_plugin(native: Native, path: str) -> None:
     registry = native.trt.get_plugin_registry()
     before = len(native.messages)
     if registry.load_library(path) is None:
-        said = "; ".join(text for _, text in native.messages[before:]) or "it registers no plugin"
+        said = "; ".join(text for _, text in native.messages[before:]) or _why_not_loaded(path)
         raise Trouble(
             f"the plugin library {path!r} cannot be loaded: {said}",
             "it must be built against the installed version of the target",
         )
+
+
+def _why_not_loaded(path: str) -> str:
+    """What the system's loader says, which the registry does not pass on."""
+    try:
+        ctypes.CDLL(path)
+    except OSError as error:
+        return str(error)
+    return "it registers no plugin"
 
 
 def build(
@@ -129,8 +141,8 @@ def build(
     try:
         _write(engine, memoryview(serialized))
     except OSError as error:
-        full = "make room, or write to another disk" if error.errno == errno.ENOSPC else ""
-        raise Trouble(f"cannot write the engine: {error.strerror}", full) from None
+        hint = _FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise Trouble(f"cannot write the engine in '{Path(engine).parent}': {error.strerror}", hint) from None
     if cache:
         timing_cache.keep(native, config, Path(cache))
     return {"bytes": serialized.nbytes, "seconds": seconds, "messages": native.messages}

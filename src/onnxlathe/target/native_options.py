@@ -44,12 +44,20 @@ _FLAGS = {
 
 
 def _capabilities(trt: Any, config: Any, wanted: list[str]) -> None:
+    known = {_decimal(name): member for name, member in trt.ComputeCapability.__members__.items()}
     config.num_compute_capabilities = len(wanted)
     for index, capability in enumerate(wanted):
-        name = "CURRENT" if capability == "current" else "SM" + capability.replace(".", "")
-        member = _member(trt, "ComputeCapability", name, f"compute capability {capability}")
-        if not config.set_compute_capability(member, index):
-            raise Trouble(f"the installed version refuses compute capability {capability}")
+        if capability not in known or not config.set_compute_capability(known[capability], index):
+            raise Trouble(
+                f"--compute-capabilities {capability}: the installed version ({trt.__version__}) does not have it",
+                f"it has {', '.join(name for name in known if name != 'none')}",
+            )
+
+
+def _decimal(member: str) -> str:
+    """`SM86` as "8.6", and `CURRENT` as "current"."""
+    digits = member.removeprefix("SM")
+    return f"{digits[:-1]}.{digits[-1]}" if digits.isdigit() else member.lower()
 
 
 def _member(trt: Any, enum: str, name: str, what: str) -> Any:

@@ -141,10 +141,10 @@ def parse_bytes(text: str, option: str) -> int:
     """`4GiB`, `512M`, `1.5G`, or trtexec's plain number of MiB.
 
     Raises:
-        UsageError: not a size.
+        UsageError: not a size, or 0.
     """
     found = _SIZE.fullmatch(text)
-    if found is None:
+    if found is None or not float(found[1]):
         raise UsageError(f"{option} {text}: not a size", hint="write it as 4GiB or 512MiB")
     number, unit, _ = found.groups()
     return int(float(number) * 1024 ** ("KMGT".index(unit.upper()) + 1 if unit else 2))
@@ -164,6 +164,18 @@ def parse_pool(text: str) -> tuple[str, int]:
     if pool not in POOLS:
         raise UsageError(f"--memory-pool {text}: there is no pool '{name}'", hint=nearest(pool, POOLS))
     return pool, parse_bytes(size, "--memory-pool")
+
+
+def parse_capabilities(text: str) -> tuple[str, ...]:
+    """`8.6,12.0`: capabilities as `parse_capability` reads them, each once.
+
+    Raises:
+        UsageError: there is none, or something else.
+    """
+    found = tuple(dict.fromkeys(parse_capability(word) for word in text.split(",") if word.strip()))
+    if not found:
+        raise UsageError(f"--compute-capabilities {text}: none is named", hint="write 8.6,12.0 or current")
+    return found
 
 
 def parse_capability(text: str) -> str:

@@ -126,7 +126,8 @@ class WorkerProcess:
             self.close()
             raise TargetError(
                 f"the target did not answer within {timeout:g} s ({request['do']}){log}",
-                hint="Give it more time, or look for the node that it hangs on.",
+                hint="give it more time (--timeout; --build-timeout beside --engine), or look for the node "
+                "that it hangs on with `optimize debug`",
                 code="" if request["do"] == "hello" else TIMED_OUT,
             ) from None
         except OSError:  # the pipe broke: the child died before it took the request

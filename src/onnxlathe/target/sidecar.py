@@ -15,6 +15,9 @@ import msgspec
 from onnxlathe.errors import LatheError, ModelError
 
 SCHEMA: Final = 1
+_KEYS: Final = (
+    "target", "built_for", "options", "profiles", "inputs", "outputs", "source", "model", "not_checked", "map",
+)  # fmt: skip
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -70,4 +73,7 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
         raise ModelError(
             f"the sidecar '{path}' has schema {data.get('schema')!r}, and this program reads {SCHEMA}"
         )
+    missing = [key for key in _KEYS if key not in data]
+    if missing:
+        raise ModelError(f"the sidecar '{path}' is damaged: it has no '{missing[0]}'")
     return data
