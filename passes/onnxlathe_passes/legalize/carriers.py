@@ -60,12 +60,14 @@ class Carrier:
         types: the types to carry.
         widen: inputs and outputs of the model may change their type.
         notes: sentences on what a caller must pass and gets now.
+        retyped: inputs and outputs whose element type changed → the one that they had.
     """
 
     model: ir.Model
     types: frozenset[ir.DataType]
     widen: bool
     notes: list[str] = field(default_factory=list)
+    retyped: dict[str, ir.DataType] = field(default_factory=dict)
     narrow: dict[ir.Value, ir.DataType] = field(default_factory=dict)
 
     def run(self, seeds: Iterable[ir.Value]) -> int:
@@ -129,6 +131,7 @@ class Carrier:
             wide = CARRIER[dtype]
             what = "input" if value.is_graph_input() else "output"
             bits = ", the same bits (values from 2^63 on are negative)" if dtype == T.UINT64 else ""
+            self.retyped[str(value.name)] = dtype
             self.notes.append(
                 f"{what} '{value.name}' is {wide.name.lower()} now rather than {dtype.name.lower()}:"
                 f" the same numbers{bits}"

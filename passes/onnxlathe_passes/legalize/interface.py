@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe import UsageError
+from onnxlathe.model.interface import bind_input
 
 
 def parse_values(text: str, option: str = "bind") -> dict[str, Any]:
@@ -64,10 +65,7 @@ def bind(model: ir.Model, values: dict[str, Any]) -> list[str]:
             raise UsageError(
                 f"pass 'legalize' cannot bind '{name}': its shape is {shape}, not {list(array.shape)}"
             )
-        model.graph.inputs.remove(value)
-        value.const_value = ir.Tensor(array, dtype=value.dtype, name=name)
-        value.shape = ir.Shape(array.shape)
-        model.graph.register_initializer(value)
+        bind_input(model, value, array)
         shown = np.array2string(array, threshold=8, separator=", ").replace("\n", "")
         said.append(f"input '{name}' is now the constant {shown}: the model works for this value only")
     return said

@@ -13,11 +13,13 @@ from onnx_ir.passes.common import InlinePass
 from onnxlathe import Model
 from onnxlathe.infer import infer_model
 from onnxlathe.model import save
+from onnxlathe.model.interface import note_change
 from onnxlathe.rewrite import Context, Names, graphs_of, remove_unused, replace_value, subgraphs
 from onnxlathe_passes.legalize import Legalize, families  # noqa: F401 - registers the lowerings
 from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
 from onnxlathe_passes.legalize.interface import bind, parse_values
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, known_good
+from onnxlathe_passes.legalize.ranks import differ_in_rank, sink
 from onnxlathe_passes.legalize.solve import Solver, tidied
 from onnxlathe_passes.legalize.symmetric import to_int8
 from onnxlathe_passes.opset import Opset
@@ -85,6 +87,7 @@ class Legalizing:
             self.changes += 1
             infer_model(model)
         self._unwrap()
+        self._align()
         if any(node.op_type.startswith(("Sequence", "SplitToSequence")) for node in model.nodes()):
             self.changes += Sequences().run(model, context)
         for node, all_of_them in to_int8(model.ir, context.names, lambda: context.permit(self.options.name)):
@@ -201,6 +204,17 @@ class Legalizing:
                     self._changed(node, [identity] if identity else [], "a wrapping that is taken off again")
                     remove_unused([node])
 
+    def _align(self) -> None:
+        """Branches of different ranks: what follows is done in both of them."""
+        for node in [n for n in self.model.graph if n.op_type == "If" and n.domain == ""]:
+            if node.graph is None or not differ_in_rank(node):
+                continue
+            names = Names(self.model.ir)
+            moved = sink(self.model.ir, node, names, lambda: self.context.permit(self.options.name))
+            if moved is not None:
+                self._changed(node, [], f"{len(moved)} nodes that follow are done in both branches")
+                infer_model(self.model)
+
     def _carry(self, types: frozenset[ir.DataType], model: Model) -> bool:
         """Carry all values of these types in others."""
         graphs = list(graphs_of(model.ir))
@@ -224,6 +238,8 @@ class Legalizing:
             model.ir = backup
             self.context.note(str(reason))
             return False
+        if carrier.retyped:
+            note_change(model.ir, types=carrier.retyped)
         for note in carrier.notes:
             self.context.note(note)
         shown = ", ".join(sorted(t.name.lower() for t in set(carrier.narrow.values())))

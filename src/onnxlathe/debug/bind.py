@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxlathe.errors import UsageError
 from onnxlathe.model import Model
+from onnxlathe.model.interface import bind_input
 from onnxlathe.model.shapes import nearest
 
 
@@ -35,10 +36,7 @@ def bind_inputs(model: Model, words: Iterable[str]) -> list[str]:
             names = [str(n) for n in inputs]
             raise UsageError(f"--bind {word}: no input is called {name!r}", hint=nearest(name, names))
         array = _array(word, text, value)
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(array, name=value.name)
-        value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
-        model.graph.initializers.add(value)
+        bind_input(model.ir, value, array)
         said.append(f"input '{value.name}' is bound to {array.tolist()}: the model is specialised to that")
     return said
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-import onnx_ir as ir
 
 from onnxlathe.api import Result, VerifyOptions, optimize
 from onnxlathe.debug.ask import Hearing, Oracle
 from onnxlathe.debug.diagnosis import Diagnosis, diagnose
 from onnxlathe.errors import LatheError
 from onnxlathe.model import Model
+from onnxlathe.model.interface import note_change
 from onnxlathe.model.shapes import freeze
 from onnxlathe.pipeline import Registry, plan
 
@@ -165,7 +164,7 @@ def _try(
     candidate = model.clone()
     if pipeline.startswith(_FREEZE):
         freeze(candidate, before.only_at)
-        options = replace(options, bindings=before.only_at)
+        note_change(candidate.ir, sizes=before.only_at)
         changes: dict[str, int] = {_FREEZE: 1}
         notes: tuple[str, ...] = (f"the model takes one size only now: {pipeline}",)
     else:
@@ -230,37 +229,10 @@ def _verdict(original: Model, candidate: Model, options: VerifyOptions) -> tuple
         tolerances=options.tolerances,
         timeout=options.timeout,
     ) as verifier:
-        verdict = verifier.check(as_called(candidate, original))
+        verdict = verifier.check(candidate)
     if verdict.status != "different":
         return verdict.summary(), ""
     return verdict.summary(), f"computes something else: {verdict.summary()}"
-
-
-def as_called(candidate: Model, original: Model) -> Model:
-    """The candidate with the original's types of inputs and outputs, by Casts: for comparing only."""
-    model = candidate.clone()
-    graph = model.graph
-    types = {v.name: v.dtype for v in (*original.graph.inputs, *original.graph.outputs)}
-    for index, value in enumerate(list(graph.inputs)):
-        wanted = types.get(value.name)
-        if wanted is None or wanted == value.dtype or value.dtype is None:
-            continue
-        outer = ir.Value(name=value.name, type=ir.TensorType(wanted), shape=value.shape)
-        value.name = f"{value.name}/widened"
-        cast = ir.node("Cast", [outer], {"to": int(value.dtype)})
-        value.replace_all_uses_with(cast.outputs[0])
-        graph.inputs[index] = outer
-        graph.insert_before(graph[0], cast) if len(graph) else graph.append(cast)
-    for index, value in enumerate(list(graph.outputs)):
-        wanted = types.get(value.name)
-        if wanted is None or wanted == value.dtype or value.dtype is None:
-            continue
-        cast = ir.node("Cast", [value], {"to": int(wanted)})
-        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(wanted), value.shape
-        cast.outputs[0].name, value.name = value.name, f"{value.name}/widened"
-        graph.append(cast)
-        graph.outputs[index] = cast.outputs[0]
-    return model
 
 
 def changed_rules(attempts: Iterable[Attempt]) -> Sequence[str]:

@@ -52,6 +52,8 @@ def show_result(
         facts.add_row(blamed, escape(culprit.sentence() + done))
     facts.add_row("verdict", _verdict(result.verdict))
     if result.verdict is not None:
+        for sentence in result.verdict.interface:
+            facts.add_row("[yellow]interface[/]", escape(sentence))
         for unchecked in result.verdict.unchecked:
             hint = f" ({unchecked.hint})" if unchecked.hint else ""
             facts.add_row(
@@ -175,7 +177,7 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
         )
     if verdict.comparisons:
         console.print(table)
-    for note in verdict.notes:
+    for note in [*verdict.interface, *verdict.notes]:
         console.print(f"[dim]{escape(note)}[/]")
     for unchecked in verdict.unchecked:
         hint = f" ({unchecked.hint})" if unchecked.hint else ""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ import onnx_ir as ir
 
 from onnxlathe.errors import LatheError, ModelError
 from onnxlathe.model import Model, load, save
+from onnxlathe.model.interface import Interface, as_called, interface_of
 from onnxlathe.model.model import LOWERED
 from onnxlathe.model.samples import VARIANTS, default_bindings, sample_inputs
 
@@ -86,6 +88,8 @@ class Verifier:
         self._low_names: set[str] = set()  # inputs and outputs of float16 and bfloat16
         self._is_lowered = False
         self._files = 0
+        self._before = Interface()  # how the original itself is called otherwise than what it was made from
+        self._fixed: dict[str, Any] = {}  # inputs that a candidate has as constants: everybody gets these
 
     def __enter__(self) -> Verifier:
         return self
@@ -113,6 +117,10 @@ class Verifier:
         self._tolerances.check_names(names)
         self._through = output_precisions(model)
         self._is_lowered = LOWERED in model.ir.metadata_props
+        self._before = interface_of(model.ir)
+        self._kinds = {
+            v.name: v.dtype.numpy() for v in model.graph.inputs if v.dtype is not None and v.name is not None
+        }
         self._low_names = {
             v.name or ""
             for v in (*model.graph.inputs, *model.graph.outputs)
@@ -200,6 +208,12 @@ class Verifier:
 
     def _run_on(self, inputs: Mapping[str, np.ndarray], label: str) -> RuntimeFailure | None:
         assert self._references is not None
+        inputs = {
+            name: np.asarray(self._fixed[name], dtype=self._kinds.get(name, array.dtype))
+            if name in self._fixed
+            else array
+            for name, array in inputs.items()
+        }
         number = len(self._references)
         feed, outputs = self._folder / f"feed{number}.npz", self._folder / f"expected{number}.npz"
         store.write(feed, inputs)
@@ -231,8 +245,9 @@ class Verifier:
         """
         start = time.perf_counter()
         self.prepare()
+        optimized, said = self._as_called(optimized)
         references = self._references or []
-        verdict = Verdict(feeds=[r.feed for r in references], notes=list(self._notes))
+        verdict = Verdict(feeds=[r.feed for r in references], notes=list(self._notes), interface=said)
         unchecked = dict(self._unchecked)
         if "" not in unchecked:
             try:
@@ -291,6 +306,37 @@ class Verifier:
             found = self._runtime.compare(reference.inputs, reference.outputs, number, tolerances)
             verdict.comparisons += [msgspec.convert(c, Comparison) for c in found]
         self._runtime.close()
+
+    def _as_called(self, optimized: Model | Path | str) -> tuple[Model | Path | str, list[str]]:
+        """The model as the original is called, where it says that it is called otherwise, and what to say."""
+        try:
+            model = optimized if isinstance(optimized, Model) else load(Path(optimized))
+        except LatheError:  # whoever opens it says what is wrong with it
+            return optimized, []
+        changes = interface_of(model.ir).since(self._before)
+        if not changes:
+            return optimized, []
+        fixed = {n: v for n, v in changes.bound.items() if self._fixed.get(n) != v}
+        sizes = {n: s for n, s in changes.sizes.items() if self._bindings.get(n) != s}
+        if fixed or sizes:
+            self._fixed |= fixed
+            self._bindings |= sizes
+            self._run_again()
+        original = self._original if isinstance(self._original, Model) else load(Path(self._original))
+        return as_called(model, original, changes), changes.sentences()
+
+    def _run_again(self) -> None:
+        """The original once more, since some inputs are to hold something else."""
+        feeds: list[tuple[str, dict[str, np.ndarray]]] = []
+        if self._feeds is not None:  # which may have been a stream
+            for reference in self._references or []:
+                with store.Stored(reference.inputs) as stored:
+                    feeds.append((reference.feed.label, {name: stored[name] for name in stored}))
+        self._references = None
+        self._unchecked.clear()
+        self._notes.clear()
+        self._feeds = [feed for _, feed in feeds] if self._feeds is not None else None
+        self.prepare()
 
     def _as_it_computes(self, optimized: Model | Path | str) -> tuple[Model | Path | str, dict[str, str]]:
         """A lowered model as it is run, and the coarsest precision that each output's values went through."""

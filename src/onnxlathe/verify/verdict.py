@@ -95,6 +95,7 @@ class Verdict:
         feeds: what the models were run on.
         error: why the optimized model cannot be run at all although the original can; empty if it can.
         notes: what else the reader should know (feeds that the original refused, …).
+        interface: how the optimized model is called otherwise than the original, and compared all the same.
         seconds: how long it took.
     """
 
@@ -103,6 +104,7 @@ class Verdict:
     feeds: list[Feed] = field(default_factory=list)
     error: str = ""
     notes: list[str] = field(default_factory=list)
+    interface: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
