@@ -105,6 +105,28 @@ class Runtime:
         return self.trt.engine
 
 
+class Refitter:
+    """Puts weights into an engine: `refitted` of the package is the file that they came from."""
+
+    trt: FakeTensorRT
+
+    def __init__(self, engine: ICudaEngine, logger: Any) -> None:
+        self.path = ""
+
+    def refit_cuda_engine(self) -> bool:
+        self.trt.refitted = self.path
+        return True
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
+        self.refitter = refitter
+
+    def refit_from_file(self, model: str) -> bool:
+        self.refitter.path = model
+        return model.endswith(".onnx")
+
+
 class IOutputAllocator:
     pass
 
@@ -113,12 +135,15 @@ class FakeTensorRT:
     """The package. `copy(to, from, nbytes, stream)` does the engine's work."""
 
     TensorIOMode = TensorIOMode
+    OnnxParserRefitter = OnnxParserRefitter
     IOutputAllocator = IOutputAllocator
 
     def __init__(self, copy: Any, *, works: bool = True, data_dependent: bool = False) -> None:
         self.copy, self.works, self.data_dependent = copy, works, data_dependent
         self.engine: ICudaEngine | None = None
+        self.refitted = ""
         self.Runtime = type("Runtime", (Runtime,), {"trt": self})
+        self.Refitter = type("Refitter", (Refitter,), {"trt": self})
 
     @staticmethod
     def nptype(dtype: DataType) -> Any:

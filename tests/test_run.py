@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import inspect
+import json
+import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fake_tensorrt
 from fake_tensorrt import FakeTensorRT, HostCuda, host_copy
 from onnxlathe.target import native_run
 from onnxlathe.target.cuda import Cuda, CudaError, gpus
@@ -70,6 +77,52 @@ def test_rtx_makes_graphs_itself() -> None:
     runner.measure(FEED, 0, graph=True)
     assert runner.engine.contexts[0].config.cuda_graph_strategy == "whole"
     assert "capture" not in cuda.done
+
+
+def test_weights_are_put_into_an_engine_without_any() -> None:
+    trt = FakeTensorRT(host_copy)
+    runner = Runner(trt.native(), b"engine", HostCuda())
+    runner.refit("model.onnx")
+    assert trt.refitted == "model.onnx"
+    with pytest.raises(Trouble, match="does not take the model's weights"):
+        runner.refit("model.txt")
+
+
+REAL = """
+import json, sys, tensorrt_rtx as trt
+print(json.dumps({c: {n: getattr(getattr(trt, c), n, "").__doc__ if hasattr(getattr(trt, c), n) else None
+    for n in names} for c, names in json.load(sys.stdin).items()}))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+def test_the_stand_in_has_the_real_interface() -> None:
+    """Every method that the stand-in plays exists in the real package and takes as many arguments."""
+    played = {
+        "ICudaEngine": fake_tensorrt.ICudaEngine,
+        "IExecutionContext": fake_tensorrt.Context,
+        "Runtime": fake_tensorrt.Runtime,
+        "Refitter": fake_tensorrt.Refitter,
+        "OnnxParserRefitter": fake_tensorrt.OnnxParserRefitter,
+    }
+    methods = {
+        real: [n for n, f in vars(fake).items() if inspect.isfunction(f) and (n == "__init__" or n[0] != "_")]
+        for real, fake in played.items()
+    }
+    methods["IExecutionContext"].remove("__init__")  # which an engine makes
+    methods["ICudaEngine"].remove("__init__")
+    done = subprocess.run(
+        [sys.executable, "-c", REAL], input=json.dumps(methods), capture_output=True, text=True, check=True
+    )
+    for name, documented in json.loads(done.stdout).items():
+        for method, text in documented.items():
+            assert text, f"{name}.{method} is not in tensorrt_rtx"
+            signatures = re.findall(
+                rf"^(?:\d+\. )?{method}\(self: [^,)]+(?:, )?(.*)\) -> ", text, re.MULTILINE
+            )
+            taken = [len(re.findall(r"(\w+): ", signature)) for signature in signatures]
+            wanted = len(inspect.signature(getattr(played[name], method)).parameters) - 1
+            assert wanted in taken, f"{name}.{method} takes {signatures}"
 
 
 def test_failures_have_the_librarys_words() -> None:

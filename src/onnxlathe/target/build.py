@@ -111,6 +111,7 @@ class EngineBuilder:
         self.log = log
         self._session: TensorRTSession = target.session()
         self.opened: Opened | None = None
+        self._model = ""
 
     def __enter__(self) -> Self:
         return self
@@ -148,12 +149,13 @@ class EngineBuilder:
         version, gpus = self.device()
         if not model.is_file():
             raise ModelError(f"{model}: no such file")
+        self._model = str(model.resolve())
         if self.log is not None:
             with _writing(self.log):
                 self.log.write_bytes(b"")
         reply = self._session.process.ask(
             "open",
-            path=str(model.resolve()),
+            path=self._model,
             plugins=[str(Path(p).resolve()) for p in self.options.plugins],
             log=str(self.log.resolve()) if self.log else None,
             timeout=self.timeout,
@@ -207,7 +209,13 @@ class EngineBuilder:
         """
         plugins = [str(Path(p).resolve()) for p in self.options.plugins]
         return self._session.process.ask(
-            "run", engine=str(engine), plugins=plugins, feeds=feeds, timed=timed, timeout=self.timeout
+            "run",
+            engine=str(engine),
+            plugins=plugins,
+            feeds=feeds,
+            timed=timed,
+            refit=self._model if self.options.strip_weights else None,
+            timeout=self.timeout,
         )
 
 

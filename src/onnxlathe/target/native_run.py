@@ -19,7 +19,12 @@ _FEWEST, _MOST = 10, 1000  # runs
 
 
 def run(
-    native: Native, engine: str, plugins: list[str], feeds: list[dict[str, Any]], timed: int | None = None
+    native: Native,
+    engine: str,
+    plugins: list[str],
+    feeds: list[dict[str, Any]],
+    timed: int | None = None,
+    refit: str | None = None,
 ) -> dict[str, Any]:
     """Run the engine in the file `engine` on each feed, and measure how long one of them takes.
 
@@ -30,6 +35,7 @@ def run(
         feeds: each with `inputs` and `outputs` (files of `verify.store`, read and written) and the number of
             its `profile`.
         timed: index of the feed to measure with; None to measure nothing.
+        refit: the model whose weights an engine without any gets first.
 
     Returns:
         `latencies`: by `graph` (whether a CUDA graph was used) the milliseconds of each run.
@@ -44,6 +50,8 @@ def run(
         load_plugin(native, plugin)
     try:
         runner = Runner(native, Path(engine).read_bytes(), Cuda())
+        if refit is not None:
+            runner.refit(refit)
         for feed in feeds:
             with store.Stored(Path(feed["inputs"])) as stored:
                 outputs = runner.infer(dict(stored), feed["profile"])
@@ -87,6 +95,13 @@ class Runner:
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         inputs = [n for n in names if self.engine.get_tensor_mode(n) == self.trt.TensorIOMode.INPUT]
         self.inputs, self.outputs = inputs, [n for n in names if n not in inputs]
+
+    def refit(self, model: str) -> None:
+        """Put in the weights of the ONNX file `model`."""
+        refitter = self.trt.Refitter(self.engine, self._native.logger)
+        parser = self.trt.OnnxParserRefitter(refitter, self._native.logger)
+        if not (parser.refit_from_file(model) and refitter.refit_cuda_engine()):
+            raise Trouble(f"the engine does not take the model's weights: {_last(self._native)}")
 
     def context(self, *, graph: bool = False) -> Any:
         """An execution context; TensorRT for RTX makes CUDA graphs by itself where it is told to."""
