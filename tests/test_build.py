@@ -316,6 +316,8 @@ def test_disk_full_at_the_sidecar(model: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_places_where_no_engine_can_be(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is the model itself"):
         build(model, model)
+    with pytest.raises(UsageError, match="is the model itself"):
+        building.check_engine_path(tmp_path / "new.onnx", model, tmp_path / "a" / ".." / "new.onnx")
     with pytest.raises(UsageError, match="it is a folder"):
         build(model, tmp_path)
     with pytest.raises(LatheError, match="no folder"):

@@ -303,7 +303,8 @@ def check_engine_path(engine: Path, *models: Path) -> None:
     if not os.access(engine.parent, os.W_OK):
         raise LatheError(f"cannot write '{engine}': no right to write in that folder")
     for model in models:
-        if engine.exists() and model.exists() and engine.samefile(model):
+        same = engine.exists() and model.exists() and engine.samefile(model)
+        if same or engine.resolve() == model.resolve():  # which need not be there yet
             raise UsageError(f"'{engine}' is the model itself", hint="choose another name for the engine")
 
 
