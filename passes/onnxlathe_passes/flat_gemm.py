@@ -8,11 +8,12 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
+from onnxlathe.model import transposed
 from onnxlathe.rewrite import Builder, Bytes, NodeRule, attribute, is_constant, option, require
 from onnxlathe_passes.conditions import operand, producer, used_once
 from onnxlathe_passes.elementwise import FLOAT_TYPES
 from onnxlathe_passes.regroup import reshaped
-from onnxlathe_passes.weights import derived, may_copy, number_of, tensor_of
+from onnxlathe_passes.weights import may_copy, number_of, tensor_of
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,13 @@ class FlatGemm(NodeRule):
         require(not attribute(gemm, "transA", op.opset), "it is transposed")
         factors = [number_of(gemm, name, op.opset, 1) for name in ("alpha", "beta")]
         require(factors == [1, 1], "it has factors")
-        transposed = bool(attribute(gemm, "transB", op.opset))
-        k, n = reversed(weight) if transposed else weight
+        turned = bool(attribute(gemm, "transB", op.opset))
+        k, n = reversed(weight) if turned else weight
         require(len(after) > 2 and after[-1] == n, "its result is not in rows of the Gemm's")
         x = reshaped(op, x, (*after[:-1], k))
-        if transposed:
+        if turned:
             require(is_constant(w) and may_copy(w, self.max_copy), f"{w.name} cannot be transposed")
-            source = tensor_of(w)
-            w = derived(op, w, [weight[1], weight[0]], lambda: source.numpy().T)  # type: ignore[list-item]
+            w = op.weight(transposed(tensor_of(w)), w.name or "")
         product = op.MatMul(x, w)
         if c is None:
             return product

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
-from onnxlathe.model import Model
+from onnxlathe.model import Model, rows_of
 from onnxlathe.rewrite import Builder, Bytes, Context, Pass, is_constant, option, remove_unused
 from onnxlathe_passes.conditions import FLOATS, producer, rank, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.regroup import split
-from onnxlathe_passes.weights import Array, derived, may_copy, tensor_of
+from onnxlathe_passes.weights import Array, by_rows, derived, may_copy, tensor_of
 
 
 @dataclass(frozen=True)
@@ -160,17 +160,12 @@ def merge(group: Sequence[Projection], opset: int, context: Context, rule: str) 
 def _side_by_side(op: Builder, group: Sequence[Projection]) -> ir.Value:
     """The weights as columns of one; read only when it is written."""
     sources = [tensor_of(p.weight) for p in group]
-    rows, columns = sources[0].shape.numpy()[0], sum(p.width for p in group)
+    shape = sources[0].shape.numpy()[0], sum(p.width for p in group)
 
-    def compute() -> Array:
-        result = np.empty((rows, columns), sources[0].dtype.numpy())
-        start = 0
-        for source, projection in zip(sources, group, strict=True):
-            result[:, start : start + projection.width] = source.numpy()
-            start += projection.width
-        return result
+    def rows(start: int, stop: int) -> Array:
+        return np.concatenate([rows_of(source, start, stop) for source in sources], axis=1)
 
-    return derived(op, group[0].weight, (rows, columns), compute)
+    return by_rows(op, group[0].weight, shape, rows)
 
 
 def _biases(op: Builder, group: Sequence[Projection]) -> ir.Value:

@@ -13,9 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import constant
+from onnxlathe.model import RowTensor, rows_of
 from onnxlathe.rewrite import Builder, attribute
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Rows = Callable[[int, int], Array]
 
 # Small tensors are computed once and kept: biases, and statistics that several rules look at.
 _KEPT = 1 << 16
@@ -51,18 +53,41 @@ def derived(
     return op.weight(tensor, name or like.name or "")
 
 
+def by_rows(op: Builder, like: ir.Value, shape: Sequence[int], rows: Rows) -> ir.Value:
+    """A constant of `like`'s element type that is written some rows at a time.
+
+    `rows(start, stop)` makes that part of its first axis; `shape` has at least one dimension.
+    """
+    dtype = like.dtype
+    if dtype is None:
+        raise ValueError(f"the element type of {like.name} is not known")
+    wanted = dtype.numpy()
+
+    def typed(start: int, stop: int) -> Array:
+        with np.errstate(all="ignore"):
+            return rows(start, stop).astype(wanted, copy=False)
+
+    kept = dtype.itemsize * int(np.prod(shape, dtype=np.int64)) <= _KEPT
+    return op.weight(RowTensor(typed, dtype=dtype, shape=ir.Shape(shape), cache=kept), like.name or "")
+
+
 def scaled(op: Builder, weight: ir.Value, factor: Array) -> ir.Value:
     """`weight·factor`, where `factor` (float64) broadcasts to the weight; rounded once."""
     source = tensor_of(weight)
+    shape = source.shape.numpy()
+    if not shape:
+        return op.constant(np.multiply(source.numpy(), factor, dtype=np.float64), weight.dtype)
+    by_row = factor.ndim == len(shape) and factor.shape[0] != 1
 
-    def compute() -> Array:
-        array = source.numpy()
+    def rows(start: int, stop: int) -> Array:
+        array = rows_of(source, start, stop)
         result = np.empty(array.shape, array.dtype)
         # numpy multiplies in double precision block by block, without a double copy of the weight.
-        np.multiply(array, factor, out=result, dtype=np.float64, casting="unsafe")
+        by = factor[start:stop] if by_row else factor
+        np.multiply(array, by, out=result, dtype=np.float64, casting="unsafe")
         return result
 
-    return derived(op, weight, source.shape.numpy(), compute)
+    return by_rows(op, weight, shape, rows)
 
 
 def numbers(value: ir.Value) -> Array:

@@ -2,7 +2,20 @@
 
 from .load import load
 from .model import Model, is_overridable, subgraphs, with_subgraphs
+from .rows import RowTensor, rows_of, transposed
 from .save import save
 from .tensors import FileTensor, digest
 
-__all__ = ["FileTensor", "Model", "digest", "is_overridable", "load", "save", "subgraphs", "with_subgraphs"]
+__all__ = [
+    "FileTensor",
+    "Model",
+    "RowTensor",
+    "digest",
+    "is_overridable",
+    "load",
+    "rows_of",
+    "save",
+    "subgraphs",
+    "transposed",
+    "with_subgraphs",
+]

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from onnxlathe.errors import LatheError, ModelError, UsageError
 from .load import EXTERNAL_KEY
 from .model import Model
 from .protos import tensors_of
+from .rows import RowTensor
 from .skeleton import Skeleton, names_without_value
 from .tensors import FileTensor, SourceFile, raw_view, write_all
 from .wire import MIN_PAYLOAD, Piece, Source, elide, size_of, splice
@@ -338,17 +340,28 @@ def _write_tensor(fd: int, offset: int, tensor: ir.TensorProtocol) -> None:
     """Write a tensor's bytes at `offset`, and leave the descriptor after them."""
     if isinstance(tensor, FileTensor):
         tensor.copy_to(fd, offset)
+    elif isinstance(tensor, RowTensor) and sys.byteorder == "little":
+        os.lseek(fd, offset, os.SEEK_SET)
+        done = 0
+        for block in tensor.blocks():
+            write_all(fd, block)
+            done += len(block)
+        _check_length(tensor, done)
     else:
         data = raw_view(tensor)
-        if len(data) != tensor.nbytes:
-            raise ModelError(
-                f"tensor {tensor.name!r} of type {tensor.dtype.name} and shape {tensor.shape} should have"
-                f" {tensor.nbytes} bytes and gave {len(data)}",
-                hint="A pass has made it so; this is an error of the pass.",
-            )
+        _check_length(tensor, len(data))
         os.lseek(fd, offset, os.SEEK_SET)
         write_all(fd, data)
     os.lseek(fd, offset + tensor.nbytes, os.SEEK_SET)
+
+
+def _check_length(tensor: ir.TensorProtocol, given: int) -> None:
+    if given != tensor.nbytes:
+        raise ModelError(
+            f"tensor {tensor.name!r} of type {tensor.dtype.name} and shape {tensor.shape} should have"
+            f" {tensor.nbytes} bytes and gave {given}",
+            hint="A pass has made it so; this is an error of the pass.",
+        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import sys
 import threading
@@ -124,6 +125,18 @@ class SourceFile:
         buffer = bytearray(end - start)
         self.read_into(start, memoryview(buffer))
         return bytes(buffer)
+
+    def mapped(self, offset: int, nbytes: int) -> mmap.mmap:
+        """`nbytes` from `offset` on (a multiple of `mmap.ALLOCATIONGRANULARITY`), mapped for reading.
+
+        Raises:
+            ModelError: the file changed.
+        """
+        global _read
+        _read += nbytes
+        with _Descriptor(self) as fd:
+            self._check(fd)
+            return mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ, offset=offset)
 
     def chunks(self, offset: int, nbytes: int, size: int = CHUNK) -> Iterator[memoryview]:
         """`nbytes` from `offset` on, at most `size` at a time; each view is valid until the next."""
