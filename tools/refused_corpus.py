@@ -155,7 +155,7 @@ case(
     "lower:string-tensor",
     """g (float[2,4] x, string[2] s) => (float[2,4] y, string[2] u) {
         [relu] y = Relu(x)
-        [lower] u = StringNormalizer<case_change_action="LOWER">(s)
+        [lower] u = StringNormalizer<case_change_action="LOWER",locale="C">(s)
     }""",
 )  # fmt: skip
 
@@ -225,7 +225,7 @@ case(
         [choose] c = If(flag)<then_branch = a () => (float[b,4] t) { [squeeze] t = Squeeze(r, one) },
             else_branch = e () => (float[b,1,4] u) { [keep] u = Identity(r) }>
         [act] y = Relu(c)
-    }""",
+    }""", bind=("flag=true",),
 )  # fmt: skip
 
 case(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from onnxlathe.api import VerifyOptions
     from onnxlathe.debug import Diagnosis, Oracle, Reduction, Workpiece
+    from onnxlathe.debug.outside import Parts
     from onnxlathe.model import Model
 
 Say = Callable[[str], None]
@@ -51,6 +52,18 @@ Say = Callable[[str], None]
     default="keep",
     show_default=True,
     help="With --fix: keep types of inputs and outputs, or widen those that TensorRT does not have.",
+)
+@click.option(
+    "--pad",
+    metavar="ROWS",
+    default="max",
+    show_default=True,
+    help="With --fix: rows of outputs that have as many as data say; `max` for the most, `none` to leave them.",
+)
+@click.option(
+    "--split",
+    is_flag=True,
+    help="With --fix: leave to the caller what no engine can hold, as models before and after it.",
 )
 @click.option("--bind", "bound", multiple=True, metavar="INPUT=[VALUES]", help="Make an input a constant.")
 @click.option("--plugins", "libraries", multiple=True, type=click.Path(), help="TensorRT plugin library.")
@@ -98,6 +111,10 @@ class _Job:
         given = [n for n in ("check", "passes", "against") if options[n]]
         if len(given) > 1:
             raise UsageError(f"--{given[0]} and --{given[1]} exclude each other", hint="give one of them")
+        if options["pad"] not in ("max", "none") and not (options["pad"].isdecimal() and int(options["pad"])):
+            raise UsageError(
+                f"--pad {options['pad']}: not a number of rows", hint="write --pad 300, max or none"
+            )
         if given and options["fixing"]:
             raise UsageError(f"--fix excludes --{given[0]}", hint="leave one of them out")
         with progress(quiet=options["quiet"] or options["as_json"]) as say:
@@ -184,28 +201,29 @@ class _Job:
         from onnxlathe.cli.debug_text import show_mended
         from onnxlathe.cli.options import registry_with
         from onnxlathe.cli.output import out
-        from onnxlathe.debug.fix import Mended, mend
-        from onnxlathe.model import save
+        from onnxlathe.debug.fix import mend
+        from onnxlathe.model import load, save
 
         options = self.options
         if diagnosis.accepted and not options["bound"]:
             return 0
-        mended = (
-            Mended(model, True)  # binding inputs was enough
-            if diagnosis.accepted
-            else mend(
-                model,
-                oracle,
-                diagnosis,
-                verify=self._verify(model),
-                registry=registry_with(options["plugins"]),
-                io_types=options["io_types"],
-                progress=say,
-            )
+        original = load(self.source) if options["bound"] else model
+        mended = mend(
+            model,
+            oracle,
+            diagnosis,
+            original=original,
+            verify=self._verify(original),
+            registry=registry_with(options["plugins"]),
+            io_types=options["io_types"],
+            split=options["split"],
+            pad="" if options["pad"] == "none" else options["pad"],
+            progress=say,
         )
         output: Path | None = options["output"] or self.source.with_name(f"{self.source.stem}.fixed.onnx")
         if (mended.accepted or any(a.kept for a in mended.attempts)) and output is not None:
             save(mended.model, output)
+            self._save_outside(mended.parts, output)
         else:
             output = None
         engine = None
@@ -213,8 +231,19 @@ class _Job:
             engine = oracle.write_engine(mended.model, options["engine"])
         self.facts["fix"] = mended.to_dict() | {"output": str(output) if output else None}
         if not options["quiet"] and not options["as_json"]:
-            show_mended(out(), mended, output, engine)
+            show_mended(out(), mended, output, engine, self.facts.get("outside", {}))
         return 0 if mended.accepted else 1
+
+    def _save_outside(self, parts: Parts | None, output: Path) -> None:
+        """The parts that are left to the caller, beside the engine's."""
+        from onnxlathe.model import save
+
+        for name in ("before", "after"):
+            part = getattr(parts, name, None)
+            if part is not None:
+                path = output.with_name(f"{output.stem}.{name}.onnx")
+                save(part, path)
+                self.facts.setdefault("outside", {})[name] = str(path)
 
     # --- other faults ----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -145,7 +145,13 @@ def _some(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - _NODES_SHOWN} more" if len(names) > _NODES_SHOWN else "")
 
 
-def show_mended(console: Console, mended: Mended, output: Path | None, engine: Path | None) -> None:
+def show_mended(
+    console: Console,
+    mended: Mended,
+    output: Path | None,
+    engine: Path | None,
+    outside: Mapping[str, str],
+) -> None:
     """Print what was tried, what was kept, and what is left."""
     console.print("\n[bold]mending[/]")
     for attempt in mended.attempts:
@@ -155,18 +161,26 @@ def show_mended(console: Console, mended: Mended, output: Path | None, engine: P
         left = f"{attempt.refused} refusals left" if attempt.refused else "nothing is refused any more"
         changes = ", ".join(f"{count} × {rule}" for rule, count in list(attempt.changes.items())[:8])
         _row(console, "kept", f"{attempt.pipeline}: {left}")
-        for line in (changes, attempt.verdict):
+        for line in filter(None, (changes, attempt.verdict)):
             _row(console, "", line, "dim")
         for note in attempt.notes:
             _row(console, "", note)
     if output is not None:
         _row(console, "saved", str(output))
+        for place, path in outside.items():
+            _row(console, "", f"{path} runs {place} it")
     if engine is not None:
         _row(console, "engine", str(engine))
-    if mended.accepted:
+    if mended.proven:
         console.print("[green]mended[/]: the target takes the model now")
+    elif mended.accepted:
+        console.print(
+            "[yellow]mended, but not proven[/]: the target takes the model now; see what was not compared"
+        )
     elif mended.left is not None:
         left = ", ".join(
             f"{f.node or 'the model'} ({f.cause_id})" for f in mended.left.findings[:_NODES_SHOWN]
         )
         console.print(f"[red]not mended[/]: still refused: {escape(left)}")
+        for reason in mended.reasons:
+            _row(console, "because", reason)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxlathe.api import Result, VerifyOptions, optimize
-from onnxlathe.debug.ask import Hearing, Oracle
+from onnxlathe.debug.ask import Oracle
+from onnxlathe.debug.decide import decisions, frozen_sizes
 from onnxlathe.debug.diagnosis import Diagnosis, diagnose
+from onnxlathe.debug.outside import Parts, left_outside
 from onnxlathe.errors import LatheError
 from onnxlathe.model import Model
 from onnxlathe.model.interface import note_change
@@ -17,7 +19,20 @@ from onnxlathe.pipeline import Registry, plan
 
 _FIRST = "shapes,fold,sequences,tidy"
 _LAST = "legalize"
-_INLINE, _FREEZE = "inline", "freeze"  # what is done here rather than by a pass
+_INLINE, _FREEZE, _BIND, _SPLIT = (
+    "inline",
+    "freeze",
+    "bind",
+    "split",
+)  # what is done here rather than by a pass
+_SEEDED = (
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Attempt:
         notes: what the passes had to say.
         problem: why it was not kept.
         verdict: what the comparison with the model found.
+        proven: all outputs were compared, and equal.
     """
 
     pipeline: str
@@ -41,6 +57,7 @@ class Attempt:
     notes: tuple[str, ...] = ()
     problem: str = ""
     verdict: str = ""
+    proven: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for a report."""
@@ -52,6 +69,7 @@ class Attempt:
             "notes": list(self.notes),
             "problem": self.problem,
             "verdict": self.verdict,
+            "proven": self.proven,
         }
 
 
@@ -64,21 +82,31 @@ class Mended:
         accepted: the target takes it now: parsed, and built where that was asked.
         attempts: what was tried, in order.
         left: the diagnosis of what is still refused; None where nothing is.
-        hearing: what the target says about the model.
+        reasons: why it stays so, where more can be said than the cause does.
+        parts: what is left to the caller, and the engine's part that `model` was made from; None for nothing.
     """
 
     model: Model
     accepted: bool
     attempts: list[Attempt] = field(default_factory=list)
     left: Diagnosis | None = None
-    hearing: Hearing | None = None
+    reasons: list[str] = field(default_factory=list)
+    parts: Parts | None = None
+
+    @property
+    def proven(self) -> bool:
+        """The target takes the model, and it computes what the original does, as far as all outputs go."""
+        kept = [a for a in self.attempts if a.kept]
+        return self.accepted and (kept[-1].proven if kept else True)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for a report."""
         return {
             "accepted": self.accepted,
             "attempts": [a.to_dict() for a in self.attempts],
+            "proven": self.proven,
             "left": self.left.to_dict() if self.left else None,
+            "reasons": self.reasons,
         }
 
 
@@ -87,55 +115,141 @@ def mend(
     oracle: Oracle,
     diagnosis: Diagnosis,
     *,
+    original: Model | None = None,
     verify: VerifyOptions | None = None,
     registry: Registry | None = None,
     io_types: str = "keep",
+    pad: str = "max",
+    split: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Mended:
     """Try what could help, in the order of how little it changes.
 
     Args:
-        model: the refused model; left as it is.
+        model: the refused model, or with bound inputs a model that is not refused; left as it is.
         oracle: the target.
         diagnosis: of the model.
+        original: what the results are compared with, where it is not `model`: before inputs were bound.
         verify: how each remedy's result is compared with the model.
         registry: the passes there are.
         io_types: `widen` lets inputs and outputs change to types that the target has.
+        pad: outputs whose size depends on data are padded to so many rows, `max` to the most that there can be;
+            empty for never.
+        split: leave to the caller what cannot be in an engine.
         progress: called with what is being done.
     """
     registry = registry or Registry.standard()
     options = verify or VerifyOptions()
     result = Mended(model.clone(), diagnosis.accepted)
+    truth = original or model
+    if diagnosis.accepted:
+        verdict, problem, proven = _verdict(truth, model, options)
+        result.attempts.append(Attempt(_BIND, not problem, 0, {}, (), problem, verdict, proven))
+        result.accepted = not problem
+        return result
     current, tried = diagnosis, set[str]()
+    decided = decisions(model, diagnosis.findings)
+    sizes = frozen_sizes(model, diagnosis.findings, decided)
     while not result.accepted:
-        for pipeline in remedies(current, registry, io_types):
+        for pipeline in remedies(current, registry, io_types, sizes, pad):
             if pipeline in tried or (pipeline.startswith(_INLINE) and not model.ir.functions):
                 continue
             tried.add(pipeline)
             progress(f"trying {pipeline}")
-            attempt, better, now = _try(result.model, oracle, pipeline, current, options, registry, model)
+            attempt, better, now = _try(result.model, oracle, pipeline, current, options, registry, truth)
             result.attempts.append(attempt)
             if better is not None and now is not None:
                 result.model, result.accepted, current = better, now.accepted, now
                 break
         else:
             break
-    result.left = None if result.accepted else current
+    if not result.accepted:
+        result.left = current
+        still = {f.top or f.node for f in current.findings}
+        result.reasons = [d.sentence() for d in decided if d.node in still]
+        parts = left_outside(model, still)
+        if parts is not None and split:
+            progress("leaving outside what cannot be in an engine")
+            how = _How(oracle, options, registry, io_types, pad, progress)
+            return _split(result, parts, truth, how)
+        if parts is not None:
+            result.reasons.append("with --split they are left to the caller, and the rest becomes an engine")
     return result
 
 
-def remedies(diagnosis: Diagnosis, registry: Registry, io_types: str = "keep") -> list[str]:
-    """Pipelines to try, those that change least first."""
+@dataclass(frozen=True)
+class _How:
+    """What `mend` was called with."""
+
+    oracle: Oracle
+    options: VerifyOptions
+    registry: Registry
+    io_types: str
+    pad: str
+    progress: Callable[[str], None]
+
+
+def _split(so_far: Mended, parts: Parts, truth: Model, how: _How) -> Mended:
+    """Mend the engine's part alone.
+
+    The parts outside are the model's own nodes. Where nothing here can run those, the engine's part is compared
+    with what it was cut from.
+    """
+    diagnosis = diagnose(parts.engine, how.oracle)
+    verdict, problem, proven = _verdict(truth, parts.engine, how.options)
+    attempt = Attempt(_SPLIT, not problem, len(diagnosis.findings), {_SPLIT: 1}, (), problem, verdict, proven)
+    so_far.attempts.append(attempt)
+    if problem:
+        return so_far
+    rest = Mended(parts.engine, True)
+    if not diagnosis.accepted:
+        rest = mend(
+            parts.engine,
+            how.oracle,
+            diagnosis,
+            verify=replace(how.options, feeds=None),
+            registry=how.registry,
+            io_types=how.io_types,
+            pad=how.pad,
+            progress=how.progress,
+        )
+    rest.attempts = [*so_far.attempts, *rest.attempts]
+    rest.parts = parts
+    return rest
+
+
+def remedies(
+    diagnosis: Diagnosis,
+    registry: Registry,
+    io_types: str = "keep",
+    sizes: Sequence[Mapping[str, int]] = (),
+    pad: str = "",
+) -> list[str]:
+    """Pipelines to try, those that change least first; `sizes` are those that decide about conditions."""
     named = [r.passes for cause, _ in diagnosis.groups() if cause for r in cause.remedies if r.passes]
-    specific = dict.fromkeys(p for p in named if p not in (_LAST, "default") and not _lossy(p))
-    last = _LAST if io_types == "keep" else f"{_LAST}(io_types={io_types})"
+    specific = dict.fromkeys(p for p in named if p != "default" and not p.startswith(_LAST) and not _lossy(p))
+    types = "" if io_types == "keep" else io_types
+    last, padding = _legalize(io_types=types), _legalize(io_types=types, pad=pad)
     everything = [_FIRST, *specific, last, f"{_FIRST},{last}"]
     found = [p for p in dict.fromkeys(everything) if _exists(p, registry)]
     if any(f.top for f in diagnosis.findings):
         found += [f"{_INLINE},{p}" for p in (_FIRST, last) if p in found]
+    if pad and _exists(padding, registry):  # another interface: only where nothing else helps
+        found.append(padding)
     if diagnosis.only_at:
-        found.append(f"{_FREEZE}({', '.join(f'{n}={s}' for n, s in diagnosis.only_at.items())})")
+        found.append(_frozen(diagnosis.only_at))
+    found += [f"{_frozen(size)},{p}" for size in sizes for p in (_FIRST, f"{_FIRST},{last}")]
     return found
+
+
+def _frozen(sizes: Mapping[str, int]) -> str:
+    return f"{_FREEZE}({', '.join(f'{n}={s}' for n, s in sizes.items())})"
+
+
+def _legalize(**options: str) -> str:
+    """The last remedy, with those of its options that are given."""
+    given = ", ".join(f"{name}={value}" for name, value in options.items() if value)
+    return f"{_LAST}({given})" if given else _LAST
 
 
 def _lossy(pipeline: str) -> bool:
@@ -162,28 +276,35 @@ def _try(
 ) -> tuple[Attempt, Model | None, Diagnosis | None]:
     """One remedy: does it help, and does the model still compute the same?"""
     candidate = model.clone()
-    if pipeline.startswith(_FREEZE):
-        freeze(candidate, before.only_at)
-        note_change(candidate.ir, sizes=before.only_at)
-        changes: dict[str, int] = {_FREEZE: 1}
-        notes: tuple[str, ...] = (f"the model takes one size only now: {pipeline}",)
-    else:
-        passes = pipeline.removeprefix(f"{_INLINE},")
-        try:
-            if passes != pipeline:
-                inline(candidate)
+    changes: dict[str, int] = {}
+    notes: tuple[str, ...] = ()
+    passes = pipeline.removeprefix(f"{_INLINE},")
+    try:
+        if passes != pipeline:
+            inline(candidate)
+        if passes.startswith(_FREEZE):
+            text, _, passes = passes.removeprefix(f"{_FREEZE}(").partition(")")
+            passes = passes.removeprefix(",")
+            pairs = (pair.rpartition("=") for pair in text.split(", "))
+            freeze(candidate, sizes := {name: int(size) for name, _, size in pairs})
+            note_change(candidate.ir, sizes=sizes)
+            changes[_FREEZE] = len(sizes)
+            notes += (f"the model takes one size only now: {_frozen(sizes)}",)
+        if passes:
             done = optimize(candidate, passes, verify=False, registry=registry)
-        except LatheError as error:
-            return Attempt(pipeline, False, len(before.findings), problem=error.message), None, None
-        changes, notes = _changes(done)
+            made, said = _changes(done)
+            changes |= made
+            notes += said
+    except LatheError as error:
+        return Attempt(pipeline, False, len(before.findings), problem=error.message), None, None
     if not changes:
         return Attempt(pipeline, False, len(before.findings), problem="changes nothing"), None, None
     after = diagnose(candidate, oracle)
     if not _helps(before, after):
         problem = "the target refuses as much as before"
         return Attempt(pipeline, False, len(after.findings), changes, notes, problem), None, None
-    verdict, problem = _verdict(original, candidate, options)
-    attempt = Attempt(pipeline, not problem, len(after.findings), changes, notes, problem, verdict)
+    verdict, problem, proven = _verdict(original, candidate, options)
+    attempt = Attempt(pipeline, not problem, len(after.findings), changes, notes, problem, verdict, proven)
     return attempt, (None if problem else candidate), after
 
 
@@ -217,12 +338,16 @@ def _changes(result: Result) -> tuple[dict[str, int], tuple[str, ...]]:
     return changes, tuple(dict.fromkeys(notes))
 
 
-def _verdict(original: Model, candidate: Model, options: VerifyOptions) -> tuple[str, str]:
-    """What the comparison says, and why the candidate cannot be kept (empty if it can)."""
+def _verdict(original: Model, candidate: Model, options: VerifyOptions) -> tuple[str, str, bool]:
+    """What the comparison says, why the candidate cannot be kept (empty if it can), whether it is proven."""
     from onnxlathe.verify import Verifier
 
+    truth = original.clone()
+    for node in truth.nodes():  # an engine draws as it likes: there is nothing to compare with
+        if node.op_type in _SEEDED and not node.domain:
+            node.attributes.pop("seed", None)
     with Verifier(
-        original.clone(),
+        truth,
         feeds=options.feeds,
         seeds=options.seeds,
         bindings=options.bindings,
@@ -230,9 +355,10 @@ def _verdict(original: Model, candidate: Model, options: VerifyOptions) -> tuple
         timeout=options.timeout,
     ) as verifier:
         verdict = verifier.check(candidate)
+    said = "; ".join([verdict.summary(), *verdict.interface])
     if verdict.status != "different":
-        return verdict.summary(), ""
-    return verdict.summary(), f"computes something else: {verdict.summary()}"
+        return said, "", verdict.status == "equal"
+    return said, f"computes something else: {verdict.summary()}", False
 
 
 def changed_rules(attempts: Iterable[Attempt]) -> Sequence[str]:

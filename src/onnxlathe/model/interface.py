@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .model import Model
+from .padded import Padding, unpadded
 
 INTERFACE = "onnxlathe.interface"
 """Key of the metadata."""
@@ -25,17 +26,19 @@ class Interface(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
         types: input or output → the element type that it had (`INT16`).
         bound: input that is a constant now → its value, as nested lists.
         sizes: open dimension → the one size that it has now.
-        outside: nodes of the original that are no longer in the model: its caller does what they do. What goes
-            between them and the model are inputs and outputs now.
+        outside: first outputs of those nodes of the original that are no longer in the model: its caller does what
+            they do. What goes between them and the model are inputs and outputs now.
+        padded: output that had as many rows as data say → how it is padded now.
     """
 
     types: dict[str, str] = {}
     bound: dict[str, Any] = {}
     sizes: dict[str, int] = {}
     outside: list[str] = []
+    padded: dict[str, Padding] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.types or self.bound or self.sizes or self.outside)
+        return bool(self.types or self.bound or self.sizes or self.outside or self.padded)
 
     def since(self, before: Interface) -> Interface:
         """What is here and was not there before."""
@@ -44,6 +47,7 @@ class Interface(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
             {n: v for n, v in self.bound.items() if n not in before.bound},
             {n: s for n, s in self.sizes.items() if n not in before.sizes},
             [n for n in self.outside if n not in before.outside],
+            {n: p for n, p in self.padded.items() if n not in before.padded},
         )
 
     def sentences(self) -> list[str]:
@@ -61,7 +65,11 @@ class Interface(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
             said.append(f"the model takes one size only now ({sizes}): compared for that")
         if self.outside:
             nodes = ", ".join(f"'{n}'" for n in self.outside[:6]) + (", …" if len(self.outside) > 6 else "")
-            said.append(f"left to the caller: {nodes}; compared with them put back")
+            said.append(f"left to the caller: what gives {nodes}; compared with that put back")
+        said += [
+            f"output '{name}' is padded to {p.rows} on axis {p.axis} now: compared up to '{p.count}'"
+            for name, p in self.padded.items()
+        ]
         return said
 
 
@@ -83,6 +91,7 @@ def note_change(
     bound: dict[str, np.ndarray] | None = None,
     sizes: dict[str, int] | None = None,
     outside: list[str] | None = None,
+    padded: dict[str, Padding] | None = None,
 ) -> None:
     """Add to what the model says of itself; the first word on a name stays.
 
@@ -91,13 +100,15 @@ def note_change(
         types: element types that inputs and outputs had.
         bound: values of inputs that are constants now.
         sizes: of dimensions that were open.
-        outside: names of nodes that are the caller's now.
+        outside: first outputs of nodes that are the caller's now.
+        padded: outputs that are padded now.
     """
     known = interface_of(model)
     known.types = {n: t.name for n, t in (types or {}).items()} | known.types
     known.bound = {n: np.asarray(v).tolist() for n, v in (bound or {}).items()} | known.bound
     known.sizes = (sizes or {}) | known.sizes
     known.outside = list(dict.fromkeys([*known.outside, *(outside or [])]))
+    known.padded = (padded or {}) | known.padded
     model.metadata_props[INTERFACE] = msgspec.json.encode(known).decode()
 
 
@@ -126,6 +137,7 @@ def as_called(model: Model, original: Model, changes: Interface) -> Model:
     """
     whole = model.clone()
     graph = whole.graph
+    unpadded(graph, changes.padded)
     if changes.outside:
         _put_back(graph, original.graph, set(changes.outside))
     before = {v.name: v for v in (*original.graph.inputs, *original.graph.outputs)}
@@ -168,7 +180,7 @@ def _put_back(graph: ir.Graph, original: ir.Graph, names: set[str]) -> None:
     values = {v.name: v for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     fed = {v.name: v for v in graph.inputs}
     made: dict[str, ir.Value] = {}
-    first = [n for n in original if n.name in names]
+    first = [n for n in original if any(v.name in names for v in n.outputs if v.name)]
 
     def found(value: ir.Value | None) -> ir.Value | None:
         if value is None:
