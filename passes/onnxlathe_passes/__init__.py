@@ -19,6 +19,7 @@ from onnxlathe_passes.dedup import Dedup
 from onnxlathe_passes.flat_gemm import FlatGemm
 from onnxlathe_passes.fold import Fold
 from onnxlathe_passes.fold_scale import FoldScale
+from onnxlathe_passes.full_rank import FullRank
 from onnxlathe_passes.gelu import Gelu
 from onnxlathe_passes.gemm import GemmFactors, GemmTranspose, MatMulAdd
 from onnxlathe_passes.grouped_heads import GroupedHeads
@@ -54,11 +55,13 @@ from onnxlathe_passes.shapes import Shapes
 from onnxlathe_passes.slices import SliceChain
 from onnxlathe_passes.softmax_guard import SoftmaxGuard
 from onnxlathe_passes.softplus import Softplus
+from onnxlathe_passes.split_gather import SplitGather
 from onnxlathe_passes.split_late import SplitLate
 from onnxlathe_passes.swish import Swish
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
 from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
+from onnxlathe_passes.zero_states import ZeroState
 
 PASSES: list[type[Pass]] = [
     Shapes,
@@ -95,6 +98,7 @@ PASSES: list[type[Pass]] = [
     SplitConcat,
     PadChain,
     ReduceChain,
+    ZeroState,
     Dedup,
     CommonSubexpressions,
     Dead,
@@ -126,6 +130,8 @@ PASSES: list[type[Pass]] = [
     MergeProjections,
     SplitLate,
     GroupedHeads,
+    FullRank,
+    SplitGather,
     Precision,
     Legalize,
 ]
