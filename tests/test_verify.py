@@ -166,12 +166,25 @@ def test_no_kernel_is_unchecked(check) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_a_version_that_is_too_new_is_unchecked(check) -> None:  # type: ignore[no-untyped-def]
-    future = parse("g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
-    future.opset_import[0].version = 27
+    head = '<ir_version: 10, opset_import: ["" : 28, "mine" : 1]>'
+    future = parse(f"{head} g (float[n, 4] x) => (float[n, 4] y) {{ y = mine.Odd(x) }}")
     for pair in [(future, future), (parse("g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }"), future)]:
         verdict = check(*pair)
         assert verdict.status == "unchecked"
         assert "too old" in verdict.unchecked[0].reason
+
+
+def test_what_onnx_knows_and_the_runtime_does_not_is_evaluated(check) -> None:  # type: ignore[no-untyped-def]
+    text = "g (float[n, 4] x, float[n, 4] g) => (float[n, 4] y) {{ y = {0}(g, x) }}"
+    new = parse(text.format("SwiGLU"), 28)
+    old = parse(
+        "g (float[n, 4] x, float[n, 4] g) => (float[n, 4] y) { s = Sigmoid(g) t = Mul(s, g) y = Mul(t, x) }"
+    )
+    wrong = parse("g (float[n, 4] x, float[n, 4] g) => (float[n, 4] y) { s = Sigmoid(g) y = Mul(s, x) }")
+    for original, candidate, status in [(new, new, "equal"), (new, old, "equal"), (new, wrong, "different")]:
+        verdict = check(original, candidate)
+        assert verdict.status == status, verdict.summary()
+        assert any("reference evaluator" in note for note in verdict.notes)
 
 
 def test_random_outputs_are_not_checked(check) -> None:  # type: ignore[no-untyped-def]

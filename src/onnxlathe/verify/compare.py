@@ -245,9 +245,10 @@ class Verifier:
         """
         start = time.perf_counter()
         self.prepare()
-        optimized, said = self._as_called(optimized)
+        optimized, changes = self._as_called(optimized)
         references = self._references or []
-        verdict = Verdict(feeds=[r.feed for r in references], notes=list(self._notes), interface=said)
+        feeds = [r.feed for r in references]
+        verdict = Verdict(feeds=feeds, notes=list(self._notes), interface=changes.sentences())
         unchecked = dict(self._unchecked)
         if "" not in unchecked:
             try:
@@ -255,6 +256,10 @@ class Verifier:
                 self._compare(optimized, references, unchecked, verdict, through)
             except RuntimeFailure as failure:
                 self._blame(failure, unchecked, verdict)
+        for comparison in verdict.comparisons:
+            padding = changes.padded.get(comparison.output)
+            if padding is not None and not padding.enough and not comparison.passed:
+                comparison.reason += f" (it is padded to {padding.rows} rows: the data may give more)"
         verdict.unchecked = [unchecked[""]] if "" in unchecked else list(unchecked.values())
         verdict.seconds = time.perf_counter() - start
         return verdict
@@ -307,15 +312,15 @@ class Verifier:
             verdict.comparisons += [msgspec.convert(c, Comparison) for c in found]
         self._runtime.close()
 
-    def _as_called(self, optimized: Model | Path | str) -> tuple[Model | Path | str, list[str]]:
-        """The model as the original is called, where it says that it is called otherwise, and what to say."""
+    def _as_called(self, optimized: Model | Path | str) -> tuple[Model | Path | str, Interface]:
+        """The model as the original is called, where it says that it is called otherwise, and how it is."""
         try:
             model = optimized if isinstance(optimized, Model) else load(Path(optimized))
         except LatheError:  # whoever opens it says what is wrong with it
-            return optimized, []
+            return optimized, Interface()
         changes = interface_of(model.ir).since(self._before)
         if not changes:
-            return optimized, []
+            return optimized, changes
         fixed = {n: v for n, v in changes.bound.items() if self._fixed.get(n) != v}
         sizes = {n: s for n, s in changes.sizes.items() if self._bindings.get(n) != s}
         if fixed or sizes:
@@ -323,7 +328,7 @@ class Verifier:
             self._bindings |= sizes
             self._run_again()
         original = self._original if isinstance(self._original, Model) else load(Path(self._original))
-        return as_called(model, original, changes), changes.sentences()
+        return as_called(model, original, changes), changes
 
     def _run_again(self) -> None:
         """The original once more, since some inputs are to hold something else."""
@@ -449,7 +454,13 @@ class Verifier:
         """
         path = self._as_file(source)
         try:
-            return self._runtime.open(path), None
+            interface = self._runtime.open(path)
+            if interface.get("instead"):
+                note = (
+                    "ONNX Runtime is too old for this operator set: onnx's reference evaluator ran it instead"
+                )
+                self._notes += [note] if note not in self._notes else []
+            return interface, None
         except RuntimeFailure as error:
             failure = error
         for _ in range(_MAX_PRUNES):
