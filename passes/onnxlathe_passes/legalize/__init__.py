@@ -37,6 +37,11 @@ class Legalize(Pass):
     io_types: str = option(
         "keep", "`keep` the types of inputs and outputs, or `widen` those that TensorRT does not have"
     )
+    pad: str = option(
+        "",
+        "outputs whose size depends on data (NonZero, Unique, NonMaxSuppression, ...) are padded: `max` to the most"
+        " that shapes allow, `300` to so many; left out they stay refused",
+    )
     bind: str = option("", 'inputs that are constants of the engine: "axes=[1]; k=3"')
     expect: str = option("", "typical values of integer inputs that decide on shapes, as in `bind`")
     cache: str = option("", "folder for the target's answers; `none` forgets them when the run ends")
@@ -45,6 +50,10 @@ class Legalize(Pass):
         if self.io_types not in ("keep", "widen"):
             raise UsageError(
                 f"pass 'legalize' has no io_types={self.io_types!r}", hint="it is `keep` or `widen`"
+            )
+        if self.pad not in ("", "max") and not (self.pad.isdecimal() and int(self.pad)):
+            raise UsageError(
+                f"pass 'legalize' has no pad={self.pad!r}", hint="it is `max` or a number of rows: pad=300"
             )
         # Only a run pays for the lowerings: every command imports every pass.
         from onnxlathe_passes.legalize.run import Legalizing

@@ -38,6 +38,16 @@ def of_booleans(op: Draft, node: ir.Node) -> ir.Value:
     return result
 
 
+@lowers("ArgMax", "ArgMin")
+def of_a_vector(op: Draft, node: ir.Node) -> ir.Value:
+    """TensorRT looks for the largest of matrices only."""
+    x = given(node, 0)
+    require(rank_of(x) == 1, "no vector")
+    attributes = {name: a.value for name, a in node.attributes.items()} | {"axis": 1}
+    made = op.node(node.op_type, [op.unsqueeze(x, 0), *node.inputs[1:]], attributes).outputs[0]
+    return op.squeeze(made, 0)
+
+
 @lowers(*KINDS)
 def without_axes(op: Draft, node: ir.Node) -> ir.Value:
     """An empty list of axes means all of them, or none, as the node says."""

@@ -16,6 +16,7 @@ from onnxlathe.model import save
 from onnxlathe.model.interface import note_change
 from onnxlathe.rewrite import Context, Names, graphs_of, remove_unused, replace_value, subgraphs
 from onnxlathe_passes.legalize import Legalize, families  # noqa: F401 - registers the lowerings
+from onnxlathe_passes.legalize.bounded import bounded
 from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
 from onnxlathe_passes.legalize.interface import bind, parse_values
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, known_good
@@ -92,6 +93,7 @@ class Legalizing:
             self.changes += Sequences().run(model, context)
         for node, all_of_them in to_int8(model.ir, context.names, lambda: context.permit(self.options.name)):
             self._changed(node, all_of_them, "uint8 around 128 as int8 around 0, exactly")
+        self._fix_sizes()
         self._carry(NEVER, model)
         ruling = self._settle()
         if not ruling.accepted:
@@ -109,6 +111,27 @@ class Legalizing:
             if not self.solver.unsolved:
                 context.note(f"the model stays refused: {ruling.message}")
         return self.changes
+
+    def _fix_sizes(self) -> None:
+        """Results whose size data decide, in sizes that do not depend on data."""
+        pad = self.options.pad
+        outcome = bounded(
+            self.model,
+            lambda node: not self.judge.judge(self.solver.cut(node, self.model.ir)).accepted,
+            pad=bool(pad),
+            limit=int(pad) if pad.isdecimal() else None,
+        )
+        if outcome.model is None or self.context.permit(self.options.name):
+            for sentence in outcome.notes:
+                self.context.note(sentence)
+        else:
+            return
+        if outcome.model is not None:
+            self.model.ir = outcome.model
+            self.context.names = Names(self.model.ir)
+            for node in outcome.sources:
+                self._changed(node, [], "all candidates, and a mask of those that count")
+            tidied(self.model.ir)
 
     @property
     def _small(self) -> bool:

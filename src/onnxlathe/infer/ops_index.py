@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxlathe.infer.contents import MAX_ENTRIES, Content, as_content
 from onnxlathe.infer.context import NodeContext, normal_axis, product, rule
 from onnxlathe.infer.dims import Dim, DimLike, Dims, Expr, ceil_div, floor_div, lower, maximum, minimum, upper
-from onnxlathe.infer.values import static_size
+from onnxlathe.infer.values import dims_of, static_size
 
 INT64 = ir.DataType.INT64
 _FAR = 2**31 - 1  # bounds from here on mean "to the end": no dimension is as long
@@ -295,19 +295,25 @@ def compress(n: NodeContext) -> None:
 def unique(n: NodeContext) -> None:
     """Unique elements (or slices along an axis), with indices, inverse indices and counts."""
     dims, axis = n.dims(0), n.attr("axis")
+    shape: Dims | None
     inverse: DimLike = None
+    at, shape = 0, None
     if axis is None:
-        n.out(0, n.dtype(0), (None,))
+        shape = (None,)
         inverse = None if dims is None else product(dims)
     elif dims is not None:
         at = normal_axis(axis, len(dims)) or 0
-        n.out(0, n.dtype(0), (*dims[:at], None, *dims[at + 1 :]))
-        inverse = dims[at]
-    else:
-        n.out(0, n.dtype(0))
-    n.out(1, INT64, (None,))
+        shape, inverse = (*dims[:at], None, *dims[at + 1 :]), dims[at]
+    n.out(0, n.dtype(0), shape)
+    count = _dim_of(n, 0, at)  # one number, whatever its name
+    n.out(1, INT64, (count,))
     n.out(2, INT64, (inverse,))
-    n.out(3, INT64, (None,))
+    n.out(3, INT64, (_dim_of(n, 1, 0) if count is None else count,))
+
+
+def _dim_of(n: NodeContext, output: int, axis: int) -> DimLike:
+    dims = dims_of(n.outputs[output]) if output < len(n.outputs) else None
+    return dims[axis] if dims is not None and axis < len(dims) else None
 
 
 @rule("NonMaxSuppression")
