@@ -165,72 +165,59 @@ def fused(model: onnx.ModelProto, folder: Path) -> Counter[str]:
 
 
 @st.composite
-def grouped(draw: st.DrawFn) -> tuple[str, dict[str, Array], int, int]:
-    """A Split of what a Reshape, and maybe a Transpose, has made: text, constants, parts, opset."""
-    count, size = draw(st.integers(2, 4)), draw(st.integers(1, 3))
+def splits(draw: st.DrawFn) -> tuple[str, dict[str, Array], list[int], int]:
+    """A Split of whole blocks along any axis but the last: text, constants, sizes of the parts, opset."""
+    axes = draw(st.integers(2, 4))
+    axis = draw(st.integers(0, axes - 2))
     opset = draw(st.sampled_from([11, 13, 18, 20]))
-    axis = draw(st.integers(1, 3))
-    whole_size = count * size
-    before, target = {
-        1: (["n", whole_size * 3, "m"], [0, whole_size, 3, -1]),
-        2: (["n", "m", whole_size * 3], [0, 0, whole_size, 3]),
-        3: (["n", "m", whole_size * 3], [0, -1, 3, whole_size]),
-    }[axis]
-    lines = ["r = Reshape(x, z)"]
-    whole = "r"
-    place = axis
-    if draw(st.booleans()):
-        perm = draw(st.permutations([0, 1, 2, 3]))
-        lines.append(f"t = Transpose<perm={list(perm)}>(r)")
-        whole, place = "t", perm.index(axis)
-    parts = [f"p{i}" for i in range(count)]
-    split = f", split={[size] * count}" if opset < 13 else (f", num_outputs={count}" if opset >= 18 else "")
-    lines.append(f"{', '.join(parts)} = Split<axis={place - draw(st.sampled_from([0, 4]))}{split}>({whole})")
-    lines += [f"y{i} = {'Tanh' if i % 2 else 'Relu'}(p{i})" for i in range(count)]
-    outs = ", ".join(f"float[{', '.join(f'd{i}_{a}' for a in range(4))}] y{i}" for i in range(count))
-    text = f"g (float[{', '.join(map(str, before))}] x) => ({outs}) {{\n" + "\n".join(lines) + "\n}"
-    return text, {"z": np.array(target, np.int64)}, count, opset
+    sizes = [draw(st.integers(1, 3)) for _ in range(draw(st.integers(2, 4)))]
+    shape: list[Any] = [draw(st.sampled_from(["n", "m", 2])) for _ in range(axes - 1)] + [8]
+    shape[axis] = sum(sizes)
+    place = axis - draw(st.sampled_from([0, axes]))
+    parts = ", ".join(f"p{i}" for i in range(len(sizes)))
+    if opset < 13:
+        line = f"{parts} = Split<axis={place}, split={sizes}>(x)"
+    else:
+        line = f"{parts} = Split<axis={place}>(x, z)"
+    used = [i for i in range(len(sizes)) if i == 0 or draw(st.booleans())]
+    body = [line, *(f"y{i} = {'Tanh' if i % 2 else 'Relu'}(p{i})" for i in used)]
+    outs = ", ".join(f"float[{', '.join(f'd{i}_{a}' for a in range(axes))}] y{i}" for i in used)
+    text = f"g (float[{', '.join(map(str, shape))}] x) => ({outs}) {{\n" + "\n".join(body) + "\n}"
+    constants = {"z": np.array(sizes, np.int64)} if opset >= 13 else {}
+    dynamic = any(isinstance(d, str) for d in shape)
+    return text, constants, [sizes[i] for i in used] if dynamic else [], opset
 
 
 @settings(max_examples=80, deadline=None)
-@given(grouped())
-def test_equal_parts_of_groups(case: tuple[str, dict[str, Array], int, int]) -> None:
-    text, constants, count, opset = case
+@given(splits())
+def test_parts_of_whole_blocks(case: tuple[str, dict[str, Array], list[int], int]) -> None:
+    text, constants, gathered, opset = case
     before = parse(text, opset, constants)
     after = optimized(before, "split_gather")
-    assert operators(after).count("Gather") == count
-    assert "Split" not in operators(after)
-    assert len(operators(after)) == len(operators(before)) + count - 1
+    assert operators(after).count("Split") == (0 if gathered else 1)
+    indices = [t for t in after.graph.initializer if t.data_type == onnx.TensorProto.INT32]
+    assert [t.dims[0] for t in indices] == gathered
     assert_same(before, after, samples(before, 0, n=2, m=3), samples(before, 1, n=1, m=1))
 
 
-HEADS = """
-g (float[n, m, 12] x) => (float[n, a, m, 2] y, float[n, b, m, 2] z) {
-    r = Reshape(x, s)
-    t = Transpose<perm=[0, 2, 1, 3]>(r)
-    p, q = Split<axis=1>(t, k)
-    y = Relu(p)
-    z = Tanh(q)
-}
-"""
-
-
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("p, q = Split<axis=1>(t, k)", "p, q = Split<axis=1>(t, uneven)"),
-        ("y = Relu(p)", "u = Relu(t)  v = ReduceSum(u)  y = Add(p, v)"),
-        ("y = Relu(p)", "u = Relu(r)  v = ReduceSum(u)  y = Add(p, v)"),
-        ("float[n, m, 12] x", "float[2, 3, 12] x"),
-        ("p, q = Split<axis=1>(t, k)", "h = Relu(t)  p, q = Split<axis=1>(h, k)"),
-        ("r = Reshape(x, s)", "r0 = Reshape(x, s)  r = Relu(r0)"),
-    ],
+    ("shape", "axis"),
+    [("n, m, 6", 2), ("n, 6, m", 1), ("n, 6, 7", 1), ("2, 6, 8", 1), ("n, 6, m, 4", 1), ("6", 0)],
 )
-def test_splits_that_stay(old: str, new: str) -> None:
-    vectors = {"s": [0, 0, 6, 2], "k": [3, 3], "uneven": [2, 4]}
-    text = HEADS.replace(old, new)
-    given_weights = {n: np.array(v, np.int64) for n, v in vectors.items() if n != "k" or ", k)" in text}
-    check(text, "split_gather", None, weights=given_weights)
+def test_splits_that_stay(shape: str, axis: int) -> None:
+    out = ", ".join(f"d{i}" for i, _ in enumerate(shape.split(",")))
+    text = f"""g (float[{shape}] x) => (float[{out}] y, float[{out}] z) {{
+        p, q = Split<axis={axis}>(x)  y = Relu(p)  z = Relu(q)
+    }}"""
+    check(text, "split_gather", None)
+
+
+def test_a_part_that_is_an_output() -> None:
+    text = """g (float[n, 4, 8] x) => (float[n, 1, 8] p, float[n, 2, 8] y) {
+        p, q, r = Split<axis=1>(x, z)  y = Relu(q)
+    }"""
+    after = check(text, "split_gather", ["Gather", "Gather", "Relu"], weights={"z": np.array([1, 2, 1])})
+    assert [o.name for o in after.graph.output] == ["p", "y"]
 
 
 # --- States of zero -------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Splits of what a Reshape has just grouped."""
+"""Splits as Gathers."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,56 +10,46 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, require
-from onnxlathe_passes.conditions import int64, producer, used_once
 from onnxlathe_passes.lanes import split_lane
-from onnxlathe_passes.noop_views import permutation
-from onnxlathe_passes.regroup import static, target
+from onnxlathe_passes.regroup import static
+
+_BLOCK = 8
+"""Fewer neighbouring elements than that are better cut out than gathered."""
 
 
 class SplitGather(NodeRule):
-    """Split(Transpose(Reshape(x))) into equal parts = Gather(Transpose(Reshape(x, with an axis of parts)), i).
+    """Split(x) into parts of known sizes = Gather(x, [0, 1, …]), Gather(x, [n, n+1, …]), …
 
-    Where a size is dynamic, TensorRT's parser computes the parts of a Split by nine layers of shape
-    arithmetic; a Gather is one layer. There are more nodes afterwards, so this is for TensorRT only.
+    Where another size of x is dynamic, TensorRT's parser computes the parts of a Split by nine layers of
+    shape arithmetic; a Gather is one layer. The engine is the same: whole blocks are copied either way, for
+    which reason a Split of the last axis stays. There are more nodes afterwards, so this is for TensorRT only.
     """
 
     name = "split_gather"
-    min_opset = 5
-    reach = 3
+    min_opset = 2
+    reach = 1
     example = """
-    %r = Reshape(%x, [0, 0, 36, 64])                # x: [batch, seq, 2304]
-    %q, %k, %v = Split(Transpose<perm=[0, 2, 1, 3]>(%r), axis=1)
+    %q, %k, %v = Split(%x, axis=1)          # x: [batch, 36, seq, 64]
     →
-    %r = Reshape(%x, [0, 0, 3, 12, 64])
-    %t = Transpose<perm=[2, 0, 3, 1, 4]>(%r)
-    %q = Gather(%t, 0);  %k = Gather(%t, 1);  %v = Gather(%t, 2)
+    %q = Gather<axis=1>(%x, [0, …, 11])
+    %k = Gather<axis=1>(%x, [12, …, 23])
+    %v = Gather<axis=1>(%x, [24, …, 35])
     """
 
     visits = ("Split",)
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
-        moved = node.inputs[0]
-        turn = producer(moved, "Transpose")
-        view = producer(turn.inputs[0] if turn is not None else moved, "Reshape")
-        lane, dims = split_lane(node, op.opset), dims_of(moved) if moved is not None else None
-        if view is None or lane is None or dims is None or moved is None:
+        x, lane = node.inputs[0], split_lane(node, op.opset)
+        dims = dims_of(x) if x is not None else None
+        if x is None or dims is None or lane is None:
             return None
         require(static(dims) is None, "its sizes are known, so that each part is one layer")
-        require(len(set(lane.sizes)) == 1, "its parts are not equal")
-        require(used_once(moved) and used_once(view.outputs[0]), "the whole is used elsewhere")
-        perm = permutation(turn, op.opset) if turn is not None else list(range(len(dims)))
-        x = view.inputs[0]
-        before, after = dims_of(x) if x is not None else None, dims_of(view.outputs[0])
-        if x is None or before is None or after is None or perm is None:
-            return None
-        axis, count = perm[lane.axis], len(lane.sizes)
-        written = target(before, (*after[:axis], count, lane.sizes[0], *after[axis + 1 :]))
-        if written is None:
-            return None
-        whole = op.Reshape(x, int64(written))
-        if turn is not None:
-            # The parts come first; axes after the one that was divided have moved on by one.
-            whole = op.Transpose(whole, perm=[axis, *(a + (a >= axis) for a in perm)])
-            axis = 0
+        block = np.prod([d for d in dims[lane.axis + 1 :] if isinstance(d, int)], dtype=np.int64)
+        require(block >= _BLOCK, "its parts do not consist of blocks")
+        ends = np.cumsum([0, *lane.sizes])
         # int32: TensorRT casts other indices, in a layer of its own.
-        return [op.Gather(whole, np.array(part, np.int32), axis=axis) for part in range(count)]
+        parts = [np.arange(a, b, dtype=np.int32) for a, b in pairwise(ends)]
+        return [
+            op.Gather(x, part, axis=lane.axis) if value.uses() or value.is_graph_output() else None
+            for value, part in zip(node.outputs, parts, strict=True)
+        ]
