@@ -17,8 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxlathe.errors import LatheError, ModelError, UsageError
-from onnxlathe.target import CRASHED, TARGETS, TIMED_OUT, NoTarget, TargetError, find_target
-from onnxlathe.target.process import worker_command
+from onnxlathe.target import CRASHED, TARGETS, TIMED_OUT, NoTarget, TargetError, cuda, find_target, tensorrt
+from onnxlathe.target.process import gpus_here, worker_command
 from onnxlathe.target.tensorrt import TensorRTSession
 
 HAS_WHEELS = (sys.platform, platform.machine()) in {("linux", "x86_64"), ("win32", "AMD64")}
@@ -261,6 +261,33 @@ def test_nothing_installed(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TargetError, match="TensorRT is not installed") as caught:
         find_target("tensorrt")
     assert "onnxlathe[tensorrt]" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("gpus", "chosen"),
+    [
+        ([], "rtx"),
+        (["8.9"], "rtx"),
+        (["12.0"], "rtx"),
+        (["9.0"], "tensorrt"),
+        (["10.0", "8.9"], "tensorrt"),
+        (["7.0"], "tensorrt"),
+    ],
+)
+def test_the_gpu_decides_where_both_are_installed(
+    gpus: list[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
+    monkeypatch.setattr(tensorrt, "gpus_here", lambda: [{"compute_capability": c} for c in gpus])
+    tensorrt._rtx_runs_here.cache_clear()
+    assert find_target().name == chosen
+    tensorrt._rtx_runs_here.cache_clear()
+
+
+def test_gpus_are_asked_for_in_another_process() -> None:
+    assert [gpu["compute_capability"] for gpu in gpus_here()] == [
+        gpu.compute_capability for gpu in cuda.gpus()
+    ]
 
 
 def test_names_of_targets() -> None:

@@ -7,6 +7,7 @@ which may not be installed. Every call is checked.
 from __future__ import annotations
 
 import ctypes
+import json
 import sys
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint64, c_void_p
 from dataclasses import asdict, dataclass
@@ -227,3 +228,7 @@ def gpus() -> list[Gpu]:
         return Cuda(device=None).gpus()
     except CudaError:
         return []
+
+
+if __name__ == "__main__":  # asked by a process that must not load the driver itself
+    print(json.dumps([gpu.to_dict() for gpu in gpus()]))

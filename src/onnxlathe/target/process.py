@@ -35,6 +35,17 @@ def worker_command(module: str) -> list[str]:
     return [sys.executable, "-P", "-m", "onnxlathe.target.worker", module]
 
 
+def gpus_here(timeout: float = 20.0) -> list[dict[str, Any]]:
+    """The GPUs of this machine, as `cuda.Gpu` has them, asked of the driver in a process of its own."""
+    command = [sys.executable, "-P", "-m", "onnxlathe.target.cuda"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout, env=_environment())
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return []
+
+
 def _environment() -> dict[str, str]:
     """Ours, and the child imports the same onnxlathe as we did, wherever that lies."""
     package = Path(__file__).resolve().parents[2]

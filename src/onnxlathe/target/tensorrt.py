@@ -15,8 +15,10 @@ from typing import Any, Final, Self
 from onnxlathe.errors import ModelError, UsageError
 
 from .base import PARSE_TIMEOUT, Answer, NoTarget, Refusal, Target, TargetError
-from .process import WorkerProcess, worker_command
+from .process import WorkerProcess, gpus_here, worker_command
 
+_DATA_CENTRE = (9, 10, 11)
+"""Major compute capabilities that TensorRT for RTX does not run on: Hopper, and Blackwell but for its RTX GPUs."""
 _NOT_SUPPORTED = "the target does not take this node here"
 
 
@@ -131,6 +133,7 @@ TARGETS: Final = {
 def find_target(name: str | None = None) -> Target:
     """The target called `name` (`rtx`, `tensorrt`, `none`), or the best one that is installed.
 
+    TensorRT for RTX is preferred, unless both are there and it does not run on this machine's GPU.
     Without a name this never fails: where nothing is installed it gives a `NoTarget` that says so.
 
     Raises:
@@ -138,9 +141,11 @@ def find_target(name: str | None = None) -> Target:
         TargetError: it is not installed.
     """
     if name is None:
-        for target in TARGETS.values():
-            if target.available:
-                return target
+        found = [target for target in TARGETS.values() if target.available]
+        if len(found) > 1 and not _rtx_runs_here():
+            found.reverse()
+        if found:
+            return found[0]
         rtx = TARGETS["rtx"]
         titles = " nor ".join(target.title for target in TARGETS.values())
         return NoTarget(f"neither {titles} is installed", hint=f"Install one: {rtx.install}")
@@ -155,6 +160,16 @@ def find_target(name: str | None = None) -> Target:
     if not target.available:
         raise TargetError(target.reason, hint=f"Install it: {target.install}")
     return target
+
+
+@functools.cache
+def _rtx_runs_here() -> bool:
+    """Whether TensorRT for RTX would run on the first GPU; it builds where there is none."""
+    gpus = gpus_here()
+    if not gpus:
+        return True
+    major, _, minor = gpus[0]["compute_capability"].partition(".")
+    return (int(major), int(minor)) >= (7, 5) and int(major) not in _DATA_CENTRE
 
 
 def _existing(path: Path) -> str:
