@@ -14,6 +14,7 @@ from onnxlathe.debug.bind import bind_inputs
 from onnxlathe.debug.fix import mend
 from onnxlathe.errors import UsageError
 from onnxlathe.model import load
+from onnxlathe.model.interface import interface_of
 from onnxlathe.target import find_target
 from refused import corpus, needs_rtx
 
@@ -95,6 +96,39 @@ def test_fix(name: str, oracle: Oracle, tmp_path: Path) -> None:
     assert kept[-1].verdict.startswith("equal")
     assert oracle.ask(mended.model).built
     assert path.read_bytes() == before
+
+
+# Whose size data decide → outputs that are padded for it.
+SIZED_BY_DATA = {
+    "nonzero": {"y"}, "boolean_index": {"y"}, "compress": {"y"}, "unique": {"y"}, "nms": {"y"},
+    "nested_unique": {"y"}, "in_a_function": {"y"}, "masked_mean": set(), "mask_assign": set(),
+    "masked_scatter": set(), "best_of_selected": {"y", "at"}, "expert": set(), "detector": {"y", "z"},
+    "pooled_by_unique": set(), "selected_twice": {"y"},
+}  # fmt: skip
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", SIZED_BY_DATA)
+def test_results_whose_size_data_decide(name: str, oracle: Oracle, tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.name == name)
+    model = load(saved(case, tmp_path))
+    mended = mend(model, oracle, diagnose(model, oracle))
+    assert mended.accepted, mended.attempts
+    assert mended.proven
+    assert oracle.ask(mended.model).built
+    padded = interface_of(mended.model.ir).padded
+    assert padded.keys() == SIZED_BY_DATA[name]
+    said = [note for a in mended.attempts if a.kept for note in a.notes]
+    for output, padding in padded.items():
+        assert any(f"'{output}' has {padding.rows} rows now" in n and padding.count in n for n in said)
+
+
+@needs_rtx
+def test_no_output_is_padded_where_that_is_not_wanted(oracle: Oracle, tmp_path: Path) -> None:
+    model = load(saved(next(c for c in CASES if c.name == "nonzero"), tmp_path))
+    mended = mend(model, oracle, diagnose(model, oracle), pad="")
+    assert not mended.accepted
+    assert not any("pad" in a.pipeline for a in mended.attempts)
 
 
 @needs_rtx

@@ -90,6 +90,22 @@ EXACT = {
         x="float[8]",
         more=", float[9] z",
     ),
+    **{
+        f"scattered by elements, {kind}": pick(
+            "float[9] y",
+            f'p = GatherND(k, j) y = ScatterElements<axis=0, reduction="{kind}">(z, p, s)',
+            "int64[8] k = {8, -8, 3, 3, 0, 8, 2, 1}",
+            x="float[8]",
+            more=", float[9] z",
+        )
+        for kind in ("add", "mul", "max", "min")
+    },
+    "accumulated": pick(
+        "float[6,4] y",
+        'p = GatherND(k, j) o = Unsqueeze(p, a) y = ScatterND<reduction="add">(z, o, s)',
+        "int64[1] a = {1}, int64[8] k = {1, -6, 3, 3, 0, 5, 2, 1}",
+        more=", float[6,4] z",
+    ),
     "what does not count is no index": """g (int64[8] x, float[6,3] w) => (float[3] y) <int64 k = {4}, int64[1] a = {0}> {
         q = Mul(x, x) m = Less(q, k) i = NonZero(m) j = Transpose<perm=[1,0]>(i) s = GatherND(q, j)
         e = Gather(w, s) y = ReduceSum<keepdims=0>(e, a) }""",

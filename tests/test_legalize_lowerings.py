@@ -188,7 +188,7 @@ def test_nearest_resize_moves_nan_and_infinity_unharmed() -> None:
     )
 
 
-@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+@pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
 @pytest.mark.parametrize(("shape", "axis"), [((4, 3), 0), ((4, 3), 1), ((2, 3, 5), -2)])
 def test_scatter_elements_where_updates_meet(reduction: str, shape: tuple[int, ...], axis: int) -> None:
     size = shape[axis]
@@ -199,13 +199,19 @@ def test_scatter_elements_where_updates_meet(reduction: str, shape: tuple[int, .
     same_as_before(proto, feeds, ["ScatterElements"], runtime=True)
 
 
-@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+@pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
 @pytest.mark.parametrize(("shape", "depth"), [((4,), 1), ((4, 3), 1), ((3, 4, 2), 2)])
 def test_scatter_nd_where_updates_meet(reduction: str, shape: tuple[int, ...], depth: int) -> None:
     indices = np.stack([RNG.integers(0, shape[k], (6,)) for k in range(depth)], -1)
     indices[0] = indices[1] = indices[2]
     feeds = {"x": f32(*shape), "i": indices, "u": f32(6, *shape[depth:])}
     same_as_before(single("ScatterND", feeds, [F], reduction=reduction), feeds, ["ScatterND"], runtime=True)
+
+
+def test_more_updates_than_places() -> None:
+    """TensorRT takes as many indices as there are places; the last one that meets a place stays."""
+    feeds = {"x": f32(4, 3), "i": RNG.integers(-4, 4, (9, 2)), "u": f32(9, 2)}
+    same_as_before(single("ScatterElements", feeds, [F], axis=0), feeds, ["ScatterElements"], runtime=True)
 
 
 def test_scatter_add_does_not_spread_nan() -> None:

@@ -728,6 +728,133 @@ case(
     }""", 19,
 )  # fmt: skip
 
+# Results whose size data decide, consumed further
+
+case(
+    "masked_mean", "x[mask].mean(0)",
+    "which:nonzero",
+    """g (float[8,4] x, bool[8] mask) => (float[4] y, int64 n) <int64[1] axis = {0}> {
+        [which] i = NonZero(mask)
+        [tr] j = Transpose<perm=[1,0]>(i)
+        [pick] s = GatherND(x, j)
+        [mean] y = ReduceMean<keepdims=0>(s, axis)
+        [count] n = Size(i)
+    }""",
+)  # fmt: skip
+
+case(
+    "mask_assign", "y[mask] = y[mask] * 3",
+    "which:nonzero",
+    """g (float[8,4] x, bool[8,4] mask) => (float[8,4] y) <float three = {3.0}> {
+        [which] i = NonZero(mask)
+        [tr] j = Transpose<perm=[1,0]>(i)
+        [pick] s = GatherND(x, j)
+        [times] t = Mul(s, three)
+        [put] y = ScatterND(x, j, t)
+    }""",
+)  # fmt: skip
+
+case(
+    "masked_scatter", "image features put in the place of image tokens",
+    "which:nonzero",
+    """g (int64[1,8] ids, float[32] features) => (float[1,8,4] y) <float[10,4] table, int64 image = {3},
+        int64[1] last = {-1}, int64[1] zero = {0}, int64[3] shape = {1,8,4}> {
+        [embed] e = Gather(table, ids)
+        [is_image] m = Equal(ids, image)
+        [wide] w = Unsqueeze(m, last)
+        [spread] mask = Expand(w, shape)
+        [which] i = NonZero(mask)
+        [tr] j = Transpose<perm=[1,0]>(i)
+        [many] n = Shape<start=0, end=1>(j)
+        [as_many] u = Slice(features, zero, n, zero)
+        [put] y = ScatterND(e, j, u)
+    }""",
+)  # fmt: skip
+
+case(
+    "best_of_selected", "the three best of those above a threshold",
+    "which:nonzero",
+    """g (float[16] x) => (float[k] y, int64[k] at) <float least = {0.1}, int64[1] zero = {0},
+        int64[1] three = {3}> {
+        [above] m = Greater(x, least)
+        [which] i = NonZero(m)
+        [tr] j = Transpose<perm=[1,0]>(i)
+        [pick] s = GatherND(x, j)
+        [many] n = Shape(s)
+        [few] k = Min(n, three)
+        [best] y, p = TopK<axis=0>(s, k)
+        [flat] f = Squeeze(i, zero)
+        [where] at = Gather(f, p)
+    }""",
+)  # fmt: skip
+
+case(
+    "expert", "a mixture of experts: the tokens of one expert, through it, and back",
+    "which:nonzero add:scatternd-reduction",
+    """g (float[6,4] x, bool[2,6] chosen, float[6,2] gate) => (float[6,4] y) <float[4,4] w, float[6,4] nothing,
+        int64[1] zero = {0}, int64[2] column = {-1,1}> {
+        [which] i = NonZero(chosen)
+        [apart] top, token = Split<axis=0, num_outputs=2>(i)
+        [top1] t = Squeeze(top, zero)
+        [token1] k = Squeeze(token, zero)
+        [tokens] s = Gather(x, k)
+        [expert] e = MatMul(s, w)
+        [pairs] kt = Concat<axis=0>(token, top)
+        [pairs_t] p = Transpose<perm=[1,0]>(kt)
+        [weight] g1 = GatherND(gate, p)
+        [gate2] g2 = Reshape(g1, column)
+        [weighted] u = Mul(e, g2)
+        [rows] r = Transpose<perm=[1,0]>(token)
+        [add] y = ScatterND<reduction="add">(nothing, r, u)
+    }""",
+)  # fmt: skip
+
+case(
+    "detector", "what torchvision puts behind a detector",
+    "which:nonzero nms:nms",
+    """g (float[20,4] boxes, float[20] scores) => (float[n,4] y, float[n] z) <int64 all = {9223372036854775807},
+        float[1] iou = {0.5}, float least = {0.05}, int64[1] zero = {0}, int64[2] two = {0,1}, int64[1] ten = {10},
+        int64 box = {2}> {
+        [above] m = Greater(scores, least)
+        [which] i = NonZero(m)
+        [flat] at = Squeeze(i, zero)
+        [pick] b = Gather(boxes, at)
+        [pick_scores] s = Gather(scores, at)
+        [batch] b2 = Unsqueeze(b, zero)
+        [classes] s2 = Unsqueeze(s, two)
+        [nms] r = NonMaxSuppression(b2, s2, all, iou)
+        [column] c = Gather<axis=1>(r, box)
+        [first] d = Slice(c, zero, ten, zero)
+        [out] y = Gather(b, d)
+        [out_scores] z = Gather(s, d)
+    }""",
+)  # fmt: skip
+
+case(
+    "pooled_by_unique", "rows summed by the distinct values of their keys",
+    "uniq:unique add:scatternd-reduction",
+    """g (int64[9] keys, float[9,4] x) => (float[9,4] y, int64 n) <float[9,4] nothing, int64[1] one = {1}> {
+        [uniq] u, first, inverse, counts = Unique(keys)
+        [rows] r = Unsqueeze(inverse, one)
+        [many] n = Size(u)
+        [add] y = ScatterND<reduction="add">(nothing, r, x)
+    }""",
+)  # fmt: skip
+
+case(
+    "selected_twice", "a selection out of a selection, sorted",
+    "which:nonzero again:compress",
+    """g (float[12] x, bool[12] mask) => (float[n] y) <float zero = {0.0}> {
+        [which] i = NonZero(mask)
+        [tr] j = Transpose<perm=[1,0]>(i)
+        [pick] s = GatherND(x, j)
+        [positive] p = Greater(s, zero)
+        [again] t = Compress<axis=0>(s, p)
+        [many] k = Shape(t)
+        [sort] y, o = TopK<axis=0, largest=0>(t, k)
+    }""",
+)  # fmt: skip
+
 # Harder to find
 
 case(

@@ -1,4 +1,4 @@
-"""Scatters with a reduction, exact also where several updates meet at one place."""
+"""Scatters with a reduction, or of more updates than places; exact also where several meet at one place."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def _text(value: object) -> str:
 def _combined(op: Draft, kind: str, data: ir.Value, hits: ir.Value, updates: ir.Value, axis: int) -> ir.Value:
     """`data` joined with those `updates` that hit it; `axis` runs over the updates."""
     dtype = element_type(data)
+    if kind == "none":
+        return _last(op, data, hits, updates, axis)
     if kind in _NEUTRAL:
         neutral = op.like(_NEUTRAL[kind], data)
         reduced = op.reduce(
@@ -39,6 +41,17 @@ def _combined(op: Draft, kind: str, data: ir.Value, hits: ir.Value, updates: ir.
     return extreme
 
 
+def _last(op: Draft, data: ir.Value, hits: ir.Value, updates: ir.Value, axis: int) -> ir.Value:
+    """The last of the updates that hit a place."""
+    dims = static_dims(data)
+    numbers = np.arange(static_dims(hits)[axis]).reshape([-1] + [1] * (len(dims) - axis))
+    order = op.Where(hits, op.constant(numbers.astype(np.int64)), op.ints([-1]))
+    last = op.Expand(op.reduce("Max", order, [axis], False), op.ints(dims))
+    taken = op.GatherElements(op.squeeze(updates, axis + 1), op.Max(last, op.ints([0])), axis=axis)
+    result: ir.Value = op.Where(op.Less(last, op.ints([0])), data, taken)
+    return result
+
+
 def _not_negative(op: Draft, indices: ir.Value, size: int | ir.Value) -> ir.Value:
     limit = op.like(size, indices) if isinstance(size, int) else size
     result: ir.Value = op.Where(op.Less(indices, op.like(0, indices)), op.Add(indices, limit), indices)
@@ -50,7 +63,7 @@ def scatter_elements(op: Draft, node: ir.Node) -> ir.Value:
     """Each place of the axis takes those of the updates whose index it is."""
     data, indices, updates = (given(node, i) for i in range(3))
     kind = _text(value_of(node, "reduction", op, "none"))
-    require(kind in ("add", "mul", "max", "min"), "no reduction")
+    require(kind in ("none", "add", "mul", "max", "min"), "no such reduction")
     dims, moved = static_dims(data), static_dims(indices)
     rank = len(dims)
     axis = int(value_of(node, "axis", op, 0)) % rank
@@ -79,7 +92,7 @@ def scatter_nd(op: Draft, node: ir.Node) -> ir.Value:
     """Rows of the data, a row number for each update, and the table of which hits which."""
     data, indices, updates = (given(node, i) for i in range(3))
     kind = _text(value_of(node, "reduction", op, "none"))
-    require(kind in ("add", "mul", "max", "min"), "no reduction")
+    require(kind in ("none", "add", "mul", "max", "min"), "no such reduction")
     dims, index_dims = static_dims(data), static_dims(indices)
     depth = index_dims[-1]
     rows, width = int(np.prod(dims[:depth])), int(np.prod(dims[depth:]))

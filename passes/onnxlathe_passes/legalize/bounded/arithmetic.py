@@ -58,7 +58,7 @@ _NEUTRAL: dict[str, float] = {
 }  # fmt: skip
 
 
-def _extreme(value: ir.Value, sign: float) -> Any:
+def extreme(value: ir.Value, sign: float) -> Any:
     """The least or greatest number of an element type."""
     dtype = value.dtype
     if dtype in FLOATS or dtype is None:
@@ -80,7 +80,7 @@ def reduction(bench: Bench, node: ir.Node) -> Sequence[Result]:
         return [Ragged(made, x.axis if keep else x.axis - sum(a < x.axis for a in axes), x.extent)]
     fill: Any = _NEUTRAL[node.op_type]
     if math.isinf(fill):
-        fill = _extreme(x.value, fill)
+        fill = extreme(x.value, fill)
     neutral = bench.masked(x, fill)
     if node.op_type != "ReduceMean":
         return bench.apply(node, [neutral, *node.inputs[1:]])
@@ -152,7 +152,7 @@ def extreme_place(bench: Bench, node: ir.Node) -> Sequence[Result]:
     if value_of(node, "select_last_index", op, 0):
         bench.fail("the last of equal extremes", x)
     x = bench.packed(x)
-    return bench.apply(node, [bench.masked(x, _extreme(x.value, -1 if node.op_type == "ArgMax" else 1))])
+    return bench.apply(node, [bench.masked(x, extreme(x.value, -1 if node.op_type == "ArgMax" else 1))])
 
 
 @follows("TopK")
@@ -170,7 +170,7 @@ def top_k(bench: Bench, node: ir.Node) -> Sequence[Result]:
     if entries is None or entries[0] is None:
         bench.fail("a TopK of a number given at run time", x)
     x = bench.packed(x)
-    value = bench.masked(x, _extreme(x.value, -1 if value_of(node, "largest", op, 1) else 1))
+    value = bench.masked(x, extreme(x.value, -1 if value_of(node, "largest", op, 1) else 1))
     k: Expr = entries[0]
     made = bench.apply(node, [value, bench.sized(bench.bound(k))])
     if not bench.depends(k):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import Expr, constant
+from onnxlathe_passes.legalize.bounded.arithmetic import extreme
 from onnxlathe_passes.legalize.bounded.bench import Bench
 from onnxlathe_passes.legalize.bounded.follow import follows
 from onnxlathe_passes.legalize.bounded.ragged import Extent, Ragged, Result
@@ -17,6 +18,10 @@ from onnxlathe_passes.legalize.draft import value_of
 
 T = ir.DataType
 _FAR = 2**31 - 1
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 @follows("Slice")
@@ -209,26 +214,31 @@ def scattered_nd(bench: Bench, node: ir.Node) -> Sequence[Result]:
     else:
         indices, new = _filled_up(bench, indices, updates)
     depth = int(indices.dims[-1])  # type: ignore[arg-type]
-    kind = str(value_of(node, "reduction", op, "none"))
+    kind = _text(value_of(node, "reduction", op, "none"))
     everything = indices.rank == 2 and _is_everything(indices.value, dims[:depth])
     if everything and kind == "none":
         rest = [1] * (len(dims) - depth)
         valid = op.Reshape(indices.extent.valid, bench.shape([*dims[:depth], *rest]))
         return [op.Where(valid, op.Reshape(new, bench.shape(dims)), data)]
+    if kind != "none":  # what does not count joins nothing
+        idle = bench.masked(Ragged(new, indices.axis, indices.extent), _neutral(kind, new))
+        return bench.apply(node, [data, bench.index(indices, dims[:depth]), idle])
     valid = op.unsqueeze(indices.extent.valid, *(i for i in range(indices.rank) if i != indices.axis))
-    outside = op.constant(np.zeros(depth, np.int64)) if depth > 1 else None
     row = bench.sized(dims[0])
-    target = row if outside is None else op.Concat(row, op.ints([0] * (depth - 1)), axis=0)
+    target = row if depth == 1 else op.Concat(row, op.ints([0] * (depth - 1)), axis=0)
     place = indices.value
     given = constant(place, 1 << 28)
     if given is None or given.min(initial=0) < 0:  # the last row is not the one behind the end
         end = bench.shape(dims[:depth])
         place = op.Where(op.Less(place, op.ints([0])), op.Add(place, end), place)
     at = op.Where(valid, place, target)
-    extra = op.slice(data, 0, 0, 1)
-    longer = op.Concat(data, extra, axis=0)
+    longer = op.Concat(data, op.slice(data, 0, 0, 1), axis=0)
     (made,) = bench.apply(node, [longer, at, new])
     return [op.Slice(made, op.ints([0]), row, op.ints([0]))]
+
+
+def _neutral(kind: str, value: ir.Value) -> Any:
+    return {"add": 0, "mul": 1, "max": extreme(value, -1), "min": extreme(value, 1)}[kind]
 
 
 def _filled_up(bench: Bench, indices: Ragged, updates: ir.Value) -> tuple[Ragged, ir.Value]:
@@ -267,6 +277,10 @@ def scattered(bench: Bench, node: ir.Node) -> Sequence[Result]:
     axis = int(value_of(node, "axis", op, 0)) % len(dims)
     if indices.axis != axis:
         bench.fail("a ScatterElements of a run-time size on another axis", indices)
+    kind = _text(value_of(node, "reduction", op, "none"))
+    if kind != "none":
+        idle = bench.masked(updates, _neutral(kind, updates.value))
+        return bench.apply(node, [data, bench.index(indices, [dims[axis]]), idle])
     size = bench.sized(dims[axis])
     place = op.cast(indices.value, T.INT64)
     place = op.Where(op.Less(place, op.ints([0])), op.Add(place, size), place)
