@@ -212,7 +212,23 @@ def test_inside_a_function() -> None:
 @pytest.mark.parametrize("name", ["bert_ts14", "vit_ts17", "unet_ts13", "lstm_ts14", "resnet_ts13"])
 def test_fixtures_and_what_they_gain(name: str) -> None:
     before = onnx.load(FIXTURES / f"{name}.onnx")
-    after = optimized(before, "opset,fold,fuse")
+    after = optimized(before, "opset(version=23),fold,fuse")
     assert version(after) == 23
     gained: dict[str, Any] = {"bert_ts14": {"LayerNormalization", "Gelu"}, "vit_ts17": {"Gelu"}}
     assert gained.get(name, set()) <= set(operators(after))
+
+
+@pytest.mark.parametrize(
+    ("body", "reached"),
+    [
+        ("t = MaxPool<kernel_shape=[2]>(x) y = Relu(t)", 13),
+        ("t = Erf(x) y = Relu(t)", 20),
+        ("a = MatMul(x, x) b = Softmax(a) y = Identity(b)", 23),
+        ("a = ReduceMean<axes=[-1]>(x) b = Sqrt(a) y = Identity(b)", 23),
+    ],
+)
+def test_left_to_itself_it_raises_as_far_as_there_is_something_to_gain(body: str, reached: int) -> None:
+    before = parse(f"g (float[n, 4, 4] x) => (float[n, a, b] y) {{ {body} }}", 13)
+    after = optimized(before, "opset")
+    assert version(after) == reached
+    assert_same(before, after, samples(before, n=2))

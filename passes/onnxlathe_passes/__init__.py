@@ -7,6 +7,8 @@ the members of a group are tried.
 
 from onnxlathe.rewrite import Pass
 from onnxlathe_passes.affine import Bias, InputScale, Scale
+from onnxlathe_passes.attention import Attention
+from onnxlathe_passes.attention_layout import AttentionLayout
 from onnxlathe_passes.batchnorm import ConvBatchNorm
 from onnxlathe_passes.casts import CastChain, NoopCast
 from onnxlathe_passes.clamps import ClampChain
@@ -129,9 +131,11 @@ PASSES: list[type[Pass]] = [
     RotateHalf,
     MergeProjections,
     SplitLate,
+    AttentionLayout,
     GroupedHeads,
     FullRank,
     SplitGather,
     Precision,
+    Attention,
     Legalize,
 ]

@@ -13,13 +13,23 @@ from onnxlathe import Model, UsageError
 from onnxlathe.rewrite import Context, Pass, option, subgraphs
 from onnxlathe_passes.opset_steps import OLDEST, Draft, Refused, advance, changes
 
+_GAINS = (
+    (18, {"Softplus", "Tanh"}),  # Mish
+    (20, {"Erf"}),  # Gelu
+    (20, {"Tanh", "Add", "Mul"}),  # Gelu by tanh
+    (23, {"ReduceMean", "Sqrt"}),  # RMSNormalization; LayerNormalization since 17
+    (23, {"ReduceMean", "Pow"}),
+    (23, {"Softmax", "MatMul"}),  # Attention
+)
+"""From which version on operators that occur together can become one."""
+
 
 @dataclass(frozen=True)
 class Opset(Pass):
     """Raise the operator set, where every node keeps its meaning, so that newer operators can be used.
 
-    LayerNormalization came with version 17, Gelu with 20, RMSNormalization with 23, Swish with 24; TensorRT
-    and ONNX Runtime take all of these. Each node is followed through every version of its operator:
+    LayerNormalization came with version 17, Gelu with 20, RMSNormalization and Attention with 23, Swish with
+    24; TensorRT and ONNX Runtime take all of these. Each node is followed through every version of its operator:
     attributes that became inputs become constants, and where an operator means something else since some
     version, the model is raised up to there and no further.
     """
@@ -33,17 +43,20 @@ class Opset(Pass):
     opset 23:  %y = ReduceMean(%x, [-1])
     """
 
-    version: int = option(23, "the version to raise to; a model of a later one stays as it is")
+    version: int | None = option(
+        None, "the version to raise to; the lowest that has what the model's operators can become if left out"
+    )
 
     def run(self, model: Model, context: Context) -> int:
         newest = onnx.defs.onnx_opset_version()
-        if not 1 <= self.version <= newest:
+        if self.version is not None and not 1 <= self.version <= newest:
             raise UsageError(
                 f"pass 'opset' cannot raise to version {self.version}", hint=f"the newest known is {newest}"
             )
+        wanted = self.version or _gain(model)
         scopes: list[tuple[ir.Graph, dict[str, int], bool]] = [(model.graph, model.ir.opset_imports, False)]
         scopes += [(f.graph, f.opset_imports, True) for f in model.ir.functions.values()]
-        scopes = [s for s in scopes if 0 < s[1].get("", 0) < self.version]
+        scopes = [s for s in scopes if 0 < s[1].get("", 0) < wanted]
         if not scopes:
             return 0
         oldest = min(imports[""] for _, imports, _ in scopes)
@@ -52,7 +65,7 @@ class Opset(Pass):
             return 0
         drafts: list[Draft] = []
         stop = ""
-        for version in range(self.version, oldest, -1):
+        for version in range(wanted, oldest, -1):
             try:
                 drafts = [d for graph, imports, _ in scopes for d in _plan(graph, imports[""], version)]
             except Refused as refused:
@@ -62,7 +75,7 @@ class Opset(Pass):
         else:
             version = oldest
         if stop:
-            context.note(f"opset {version} rather than {self.version}: {stop}")
+            context.note(f"opset {version} rather than {wanted}: {stop}")
         if version == oldest or not context.permit(self.name):
             return 0
         functions = {graph for graph, _, in_function in scopes if in_function}
@@ -74,6 +87,16 @@ class Opset(Pass):
         needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
         model.ir.ir_version = max(model.ir.ir_version, needed)
         return max(1, len(drafts))
+
+
+def _gain(model: Model) -> int:
+    """The version that has all that the model's operators can become; 0 where they gain nothing.
+
+    Not the newest in any case: runtimes have kernels for an operator's newest version last. So ONNX Runtime's
+    CUDA provider has none for MaxPool of version 22.
+    """
+    present = {node.op_type for node in model.nodes() if node.domain == ""}
+    return max((version for version, together in _GAINS if together <= present), default=0)
 
 
 def _plan(graph: ir.Graph, old: int, new: int) -> Iterator[Draft]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxlathe.cli.build_options import engine_options
-from onnxlathe.cli.options import check_writable, comparison_options, plugin_option
+from onnxlathe.cli.options import check_writable, comparison_options, memory_option, plugin_option
 from onnxlathe.cli.precision_options import precision_options
 from onnxlathe.defaults import PASS_TIMEOUT
 
@@ -48,6 +48,7 @@ WORDS = "onnxlathe.words"
 @click.option("--disable", multiple=True, metavar="NAME", help="Leave out a pass or rule wherever it occurs.")
 @precision_options
 @comparison_options
+@memory_option
 @click.option("--freeze", is_flag=True, help="Write the sizes of --shape and --dim into the model.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the result with the original.")
 @click.option(
@@ -295,8 +296,10 @@ class _Job:
         text: str = self.options["passes"] or recipe.passes
         lowering = precision_item(self.options, self.notes)
         if lowering:
-            # Operators that newer sets have (RMSNormalization, Gelu) keep float32 inside of themselves.
-            text = f"{'O3' if text == 'default' else text},{lowering}"
+            # Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has
+            # kernels for Attention in half precision.
+            whole = f"O3,{lowering},attention,attention_layout,tidy"
+            text = whole if text == "default" else f"{text},{lowering}"
         return text
 
     def engine_request(self, recipe: Recipe, output: Path) -> EngineRequest | None:
@@ -336,7 +339,7 @@ class _Job:
     def verify_options(self, model: Model) -> VerifyOptions:
         from onnxlathe.cli.options import verify_options
 
-        names = ("shapes", "dims", "data", "seeds", "atol", "rtol", "timeout")
+        names = ("shapes", "dims", "data", "seeds", "atol", "rtol", "timeout", "verify_memory")
         return verify_options(model, **{n: self.options[n] for n in names}, notes=self.notes)
 
     def after_step(self, record: StepRecord, model: Model) -> None:

@@ -1,0 +1,122 @@
+"""How the operands of an Attention are laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxlathe.infer import dims_of
+from onnxlathe.rewrite import Builder, NodeRule, RuleSet, attribute, reject, require
+from onnxlathe_passes.attention import without_group
+from onnxlathe_passes.conditions import from_front, producer, used_once
+from onnxlathe_passes.grouped_heads import Repeated
+from onnxlathe_passes.noop_views import permutation
+from onnxlathe_passes.regroup import reshaped, split
+
+_HEADS_LAST = (0, 2, 1, 3)  # between [batch, seq, heads, size] and [batch, heads, seq, size]
+
+
+@dataclass(frozen=True)
+class _Shared(NodeRule):
+    """Keys and values once for each group of heads: the operator shares them out itself."""
+
+    min_opset = 23
+    reach = 4
+
+    visits = ("Attention",)
+
+    def visit(self, op: Builder, node: ir.Node) -> Any:
+        keys, values = Repeated.of(node.inputs[1]), Repeated.of(node.inputs[2])
+        if keys is None or values is None:
+            return None
+        require((keys.groups, keys.times) == (values.groups, values.times), "its keys are repeated otherwise")
+        require(len(node.outputs) == 1 and len(node.inputs) <= 4, "it keeps its keys for later")
+        shared = [without_group(op, heads) for heads in (keys.heads, values.heads)]
+        return op.Attention(node.inputs[0], *shared, *node.inputs[3:], **_attributes(node))
+
+
+@dataclass(frozen=True)
+class _Flat(NodeRule):
+    """Attention on `[batch, seq, heads·size]`, as the projections give it and the next one wants it."""
+
+    min_opset = 23
+    reach = 5
+
+    visits = ("Reshape",)
+
+    def visit(self, op: Builder, node: ir.Node) -> Any:
+        turned = producer(node.inputs[0], "Transpose")
+        attention = producer(turned.inputs[0], "Attention") if turned is not None else None
+        if turned is None or attention is None or permutation(turned, op.opset) != _HEADS_LAST:
+            return None
+        require(used_once(turned.outputs[0]) and used_once(turned.inputs[0]), "its result is used elsewhere")  # type: ignore[arg-type]
+        before, after = dims_of(turned.outputs[0]), dims_of(node.outputs[0])
+        require(before is not None and after is not None and len(after) == 3, "it is not made flat")
+        assert before is not None
+        assert after is not None
+        joined = _product(before[2:])
+        require(after == (*before[:2], joined), "its heads are not joined")
+        splits: dict[ir.Node, Any] = {}
+        flat = [_flat(op, value, splits) for value in attention.inputs[:3]]
+        q, k = (dims_of(value) for value in attention.inputs[:2])  # type: ignore[arg-type]
+        assert q is not None
+        assert k is not None
+        attributes = _attributes(attention) | {"q_num_heads": q[1], "kv_num_heads": k[1]}
+        return op.Attention(*flat, *attention.inputs[3:], **attributes)
+
+
+class AttentionLayout(RuleSet):
+    """Attention on `[batch, seq, heads·size]`, as projections give it, with keys that groups of heads share.
+
+    The operator takes the heads apart itself, and repeats keys and values for as many heads as there are
+    (Ainslie et al. 2023), so that no Reshape, Transpose or Expand has to.
+    """
+
+    name = "attention_layout"
+    group = "fuse"
+    min_opset = 23
+    example = """
+    %q1 = Transpose(Reshape(%q, [0, 0, 12, 64]), [0, 2, 1, 3])         # %k1 and %v1 alike
+    %y = Reshape(Transpose(Attention(%q1, %k1, %v1), [0, 2, 1, 3]), [0, 0, 768])
+    →
+    %y = Attention<q_num_heads=12, kv_num_heads=12>(%q, %k, %v)
+    """
+
+    steps = (_Shared(), _Flat())
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    return {name: a.value for name, a in node.attributes.items()}
+
+
+def _flat(op: Builder, value: ir.Value | None, splits: dict[ir.Node, Any]) -> ir.Value:
+    """`[batch, heads, seq, size]` as the `[batch, seq, heads·size]` that it was made from."""
+    dims = dims_of(value) if value is not None else None
+    if value is None or dims is None or len(dims) != 4:
+        reject("an operand is not made of flat ones")
+    cut = producer(value, "Split")
+    if cut is not None:
+        require(
+            from_front([int(attribute(cut, "axis", op.opset))], 4) == [1], "it is split along another axis"
+        )
+        if cut not in splits:
+            whole = _flat(op, cut.inputs[0], splits)
+            sizes = [_product(((dims_of(v) or ())[1], dims[3])) for v in cut.outputs]
+            splits[cut] = split(op, whole, [s for s in sizes if isinstance(s, int)], 2)
+        part: ir.Value = splits[cut][value.index() or 0]
+        return part
+    turned = producer(value, "Transpose")
+    if turned is None or permutation(turned, op.opset) != _HEADS_LAST or turned.inputs[0] is None:
+        reject("an operand is not made of flat ones")
+    shape = (dims[0], dims[2], _product((dims[1], dims[3])))
+    view = producer(turned.inputs[0], "Reshape", "Unsqueeze")
+    if view is not None and view.inputs[0] is not None and dims_of(view.inputs[0]) == shape:
+        return view.inputs[0]
+    return reshaped(op, turned.inputs[0], shape)
+
+
+def _product(dims: Any) -> Any:
+    first, second = dims
+    return first * second
