@@ -106,6 +106,19 @@ EXACT = {
         "int64[1] a = {1}, int64[8] k = {1, -6, 3, 3, 0, 5, 2, 1}",
         more=", float[6,4] z",
     ),
+    "levels of a pyramid": """g (float[2,3,8,8] f, float[6,4] r, int64[6] b, bool[6] m) => (float[6,3,2,2] y)
+        <float[6,3,2,2] nothing = {NOTHING}, int64 two = {2}> {
+        i = NonZero(m) j = Transpose<perm=[1,0]>(i) s = GatherND(r, j) q = Mod(b, two) k = GatherND(q, j) c = Abs(s)
+        p = RoiAlign<output_height=2, output_width=2, sampling_ratio=2>(f, c, k)
+        y = ScatterND(nothing, j, p) }""".replace("NOTHING", ", ".join(["0.0"] * 72)),
+    "Einsum over the rows": pick("float[4,4] y", 'y = Einsum<equation="ni,nj->ij">(s, s)'),
+    "a branch that reads": pick(
+        "float y",
+        """n = Size(s) c = Greater(n, four) y = If(c) <
+            then_branch = t () => (float a) { a = ReduceSum<keepdims=0>(s) },
+            else_branch = e () => (float b) { b = ReduceMean<keepdims=0>(x) }>""",
+        "int64 four = {4}",
+    ),
     "what does not count is no index": """g (int64[8] x, float[6,3] w) => (float[3] y) <int64 k = {4}, int64[1] a = {0}> {
         q = Mul(x, x) m = Less(q, k) i = NonZero(m) j = Transpose<perm=[1,0]>(i) s = GatherND(q, j)
         e = Gather(w, s) y = ReduceSum<keepdims=0>(e, a) }""",
@@ -167,6 +180,28 @@ PADDED = {
     ),
     "and a tensor behind": pick("float[n,4] y", "y = Concat<axis=0>(s, p)", more=", float[2,4] p"),
     "side by side": pick("float[n,8] y", "t = Exp(s) y = Concat<axis=1>(s, t)"),
+    "rows of an Einsum": pick(
+        "float[3,n] y", 'y = Einsum<equation="ni,ij->jn">(s, w)', more=", float[4,3] w"
+    ),
+    "summed by key": """g (int64[9] k, float[9,4] x) => (float[n,4] y) <float[1] z = {0}, int64[1] four = {4},
+        int64[1] one = {1}> {
+        u, i, v, c = Unique(k) h = Shape(u) d = Concat<axis=0>(h, four) e = Expand(z, d) w = Unsqueeze(v, one)
+        y = ScatterND<reduction="add">(e, w, x) }""",
+    "summed by key, element by element": """g (int64[9] k, float[9] x) => (float[n] y) <float z = {0}> {
+        u, i, v, c = Unique(k) h = Shape(u) e = ConstantOfShape(h) y = ScatterElements<reduction="add">(e, v, x) }""",
+    "written into a selection": pick(
+        "float[n] y",
+        "p = Greater(s, z) q = NonZero(p) t = Transpose<perm=[1,0]>(q) v = GatherND(s, t) w = Exp(v) y = ScatterND(s, t, w)",
+        "float z = {0}",
+        x="float[8]",
+    ),
+    "none or some": pick(
+        "float[n,4] y",
+        """k = Size(s) c = Greater(k, three) y = If(c) <
+            then_branch = t () => (float[a,4] a) { a = Identity(s) },
+            else_branch = e () => (float[b,4] b) { b = Slice(x, o, one, o) }>""",
+        "int64 three = {3}, int64[1] o = {0}, int64[1] one = {1}",
+    ),
     "selected again": pick(
         "float[n,4] y",
         "q = Gather<axis=1>(s, o) p = Greater(q, z) y = Compress<axis=0>(s, p)",
@@ -538,6 +573,16 @@ def test_a_detector(least: float) -> None:
 def test_a_detector_is_built(judge: TargetJudge) -> None:
     model, _ = legalized(parse(DETECTOR, opset=18), pad="max")
     assert judge.judge(model.ir).accepted
+
+
+def test_no_more_rounds_than_are_used() -> None:
+    """A detector that keeps five boxes looks for five, not for as many as there are."""
+    model, _ = legalized(parse(DETECTOR, opset=18), pad="max")
+    (loop,) = [n for n in model.graph if n.op_type == "Loop"]
+    assert loop.inputs[0].const_value.numpy() == 5
+    whole, _ = legalized(parse(DETECTOR.replace("Slice(c, a, five, a)", "Identity(c)"), opset=18), pad="max")
+    (loop,) = [n for n in whole.graph if n.op_type == "Loop"]
+    assert loop.inputs[0].const_value.numpy() == 12
 
 
 def test_two_loops_do_not_share_names() -> None:

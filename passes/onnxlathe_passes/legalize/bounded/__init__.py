@@ -23,6 +23,7 @@ from onnxlathe_passes.legalize.bounded import (  # noqa: F401 - registered  # no
     arithmetic,
     branches,
     indexing,
+    scattering,
     sources,
     suppression,
     unique,

@@ -279,3 +279,47 @@ def normalized(bench: Bench, node: ir.Node) -> Sequence[Result]:
             bench.fail("a result of run-time size meets a tensor of another size", x)
     made = bench.apply(node, [x.value, *node.inputs[1:]])
     return [Ragged(m, x.axis, x.extent) if wanted(node, i) else None for i, m in enumerate(made)]
+
+
+@follows("RoiAlign", "GridSample")
+def by_regions(bench: Bench, node: ir.Node) -> Sequence[Result]:
+    """A run-time number of regions of fixed images (of samples, for GridSample)."""
+    x, *regions = bench.operands(node)
+    ragged = [o for o in (x, *regions) if isinstance(o, Ragged)]
+    fixed = x if node.op_type == "RoiAlign" else None
+    if any(r.axis for r in ragged) or isinstance(fixed, Ragged) or len(ragged) < 2:
+        bench.fail(f"{node.op_type} with some operands of run-time size", *ragged)
+    parts = iter(bench.aligned(ragged))
+    operands = [next(parts) if isinstance(o, Ragged) else o for o in (x, *regions)]
+    values = [o.value if isinstance(o, Ragged) else o for o in operands]
+    extent = next(o.extent for o in operands if isinstance(o, Ragged))
+    if fixed is not None and isinstance(operands[2], Ragged):
+        values[2] = bench.index(operands[2], [bench.whole(fixed)[0]])
+    (made,) = bench.apply(node, values)
+    return [Ragged(made, 0, extent)]
+
+
+@follows("Einsum")
+def einsum(bench: Bench, node: ir.Node) -> Sequence[Result]:
+    """The letter of the run-time size is kept, or what does not count adds zero to the sum over it."""
+    operands = bench.operands(node)
+    text = value_of(node, "equation", bench.op)
+    text = (text.decode() if isinstance(text, bytes) else str(text)).replace(" ", "")
+    inputs, arrow, output = text.partition("->")
+    terms = inputs.split(",")
+    ragged = [o for o in operands if isinstance(o, Ragged)]
+    letters = {
+        t[o.axis] for t, o in zip(terms, operands, strict=True) if isinstance(o, Ragged) and "." not in t
+    }
+    if len(letters) != 1 or not arrow or "." in text:
+        bench.fail("an Einsum with run-time sizes on two axes", *ragged)
+    (letter,) = letters
+    if any(t.count(letter) != isinstance(o, Ragged) for t, o in zip(terms, operands, strict=True)):
+        bench.fail("a result of run-time size meets a tensor of another size", *ragged)
+    parts = iter(bench.aligned(ragged))
+    operands = [next(parts) if isinstance(o, Ragged) else o for o in operands]
+    kept = letter in output
+    values = [(o.value if kept else bench.masked(o, 0)) if isinstance(o, Ragged) else o for o in operands]
+    (made,) = bench.apply(node, values)
+    extent = next(o.extent for o in operands if isinstance(o, Ragged))
+    return [Ragged(made, output.index(letter), extent) if kept else made]

@@ -57,6 +57,11 @@ class Bench:
         """The dimensions that a value of the model as it was has; all must be known."""
         return whole_dims(value, self.roots_of(dims_of(value) or ()) or self.all_roots())
 
+    def whole(self, operand: Operand) -> list[Expr]:
+        """The dimensions of an operand, with all candidates."""
+        assert operand is not None
+        return operand.dims if isinstance(operand, Ragged) else self.dims(operand)
+
     def entries(self, value: ir.Value | None) -> list[Any] | None:
         """What a small tensor of shape arithmetic holds, flat; None where it is unknown."""
         content = None if value is None else known(value)

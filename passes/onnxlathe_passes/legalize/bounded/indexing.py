@@ -1,4 +1,4 @@
-"""Slices, gathers and scatters with results of run-time size."""
+"""Slices and gathers with results of run-time size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import Expr, constant
-from onnxlathe_passes.legalize.bounded.arithmetic import extreme
 from onnxlathe_passes.legalize.bounded.bench import Bench
 from onnxlathe_passes.legalize.bounded.follow import follows
 from onnxlathe_passes.legalize.bounded.ragged import Extent, Ragged, Result
@@ -18,10 +17,6 @@ from onnxlathe_passes.legalize.draft import value_of
 
 T = ir.DataType
 _FAR = 2**31 - 1
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 @follows("Slice")
@@ -124,14 +119,14 @@ def gathered(bench: Bench, node: ir.Node) -> Sequence[Result]:
     at_places = bench.index(indices, [whole[axis]]) if isinstance(indices, Ragged) else indices
     if isinstance(data, Ragged):
         data = bench.packed(data)
-        source, at_places = data.value, _from_front(bench, at_places, data.extent)
+        source, at_places = data.value, from_front(bench, at_places, data.extent)
     (made,) = bench.apply(node, [source, at_places])
     if not isinstance(indices, Ragged):
         return [made]
     return [Ragged(made, indices.axis + (axis if by_rows else 0), indices.extent)]
 
 
-def _from_front(bench: Bench, indices: ir.Value, extent: Extent) -> ir.Value:
+def from_front(bench: Bench, indices: ir.Value, extent: Extent) -> ir.Value:
     """Indices into what counts: negative ones count from its end, and none leaves the candidates."""
     op = bench.op
     array = constant(indices)
@@ -175,9 +170,9 @@ def gathered_nd(bench: Bench, node: ir.Node) -> Sequence[Result]:
         data = bench.packed(data)
         source = data.value
         columns = [op.slice(at, len(dims) - 1, i, i + 1) for i in range(depth)]
-        columns[data.axis] = _from_front(bench, columns[data.axis], data.extent)
+        columns[data.axis] = from_front(bench, columns[data.axis], data.extent)
         at = op.Concat(*columns, axis=-1) if depth > 1 else columns[0]
-    if len(dims) == 2 and _is_everything(at, whole[:depth]):
+    if len(dims) == 2 and is_everything(at, whole[:depth]):
         rows = product_of(whole[:depth])
         made = source if depth == 1 else op.Reshape(source, bench.shape([rows, *whole[depth:]]))
     else:
@@ -185,7 +180,7 @@ def gathered_nd(bench: Bench, node: ir.Node) -> Sequence[Result]:
     return [Ragged(made, indices.axis, indices.extent) if isinstance(indices, Ragged) else made]
 
 
-def _is_everything(indices: ir.Value, dims: list[Expr]) -> bool:
+def is_everything(indices: ir.Value, dims: list[Expr]) -> bool:
     """Whether indices [n, rank] are the coordinates of all elements in order."""
     array = constant(indices, 1 << 28)
     if array is None or not all(isinstance(d, int) for d in dims):
@@ -193,101 +188,6 @@ def _is_everything(indices: ir.Value, dims: list[Expr]) -> bool:
     sizes: list[Any] = [*dims]
     grid = np.indices(sizes).reshape(len(dims), -1).T
     return array.shape == grid.shape and bool((array == grid).all())
-
-
-@follows("ScatterND")
-def scattered_nd(bench: Bench, node: ir.Node) -> Sequence[Result]:
-    """Candidates that do not count are written into a row of their own, which is cut off again."""
-    op = bench.op
-    data, indices, updates = bench.operands(node)
-    if isinstance(data, Ragged) or not isinstance(indices, Ragged) or data is None:
-        bench.fail("a result of run-time size is scattered into", data, indices, updates)
-    assert updates is not None
-    if indices.axis == indices.rank - 1:
-        bench.fail("coordinates of run-time length", indices)
-    dims = bench.dims(data)
-    if isinstance(updates, Ragged):
-        if updates.axis != indices.axis:
-            bench.fail("a ScatterND with run-time sizes on two axes", indices, updates)
-        indices, updates = bench.aligned([indices, updates], trust=True)
-        new = updates.value
-    else:
-        indices, new = _filled_up(bench, indices, updates)
-    depth = int(indices.dims[-1])  # type: ignore[arg-type]
-    kind = _text(value_of(node, "reduction", op, "none"))
-    everything = indices.rank == 2 and _is_everything(indices.value, dims[:depth])
-    if everything and kind == "none":
-        rest = [1] * (len(dims) - depth)
-        valid = op.Reshape(indices.extent.valid, bench.shape([*dims[:depth], *rest]))
-        return [op.Where(valid, op.Reshape(new, bench.shape(dims)), data)]
-    if kind != "none":  # what does not count joins nothing
-        idle = bench.masked(Ragged(new, indices.axis, indices.extent), _neutral(kind, new))
-        return bench.apply(node, [data, bench.index(indices, dims[:depth]), idle])
-    valid = op.unsqueeze(indices.extent.valid, *(i for i in range(indices.rank) if i != indices.axis))
-    row = bench.sized(dims[0])
-    target = row if depth == 1 else op.Concat(row, op.ints([0] * (depth - 1)), axis=0)
-    place = indices.value
-    given = constant(place, 1 << 28)
-    if given is None or given.min(initial=0) < 0:  # the last row is not the one behind the end
-        end = bench.shape(dims[:depth])
-        place = op.Where(op.Less(place, op.ints([0])), op.Add(place, end), place)
-    at = op.Where(valid, place, target)
-    longer = op.Concat(data, op.slice(data, 0, 0, 1), axis=0)
-    (made,) = bench.apply(node, [longer, at, new])
-    return [op.Slice(made, op.ints([0]), row, op.ints([0]))]
-
-
-def _neutral(kind: str, value: ir.Value) -> Any:
-    return {"add": 0, "mul": 1, "max": extreme(value, -1), "min": extreme(value, 1)}[kind]
-
-
-def _filled_up(bench: Bench, indices: Ragged, updates: ir.Value) -> tuple[Ragged, ir.Value]:
-    """Updates of a fixed size, which a valid model has as many of as count: candidates in order."""
-    op = bench.op
-    moved = bench.packed(indices)
-    have, want = bench.dims(updates)[moved.axis], moved.extent.bound
-    if have == want:
-        return moved, updates
-    if not isinstance(have, int) or not isinstance(want, int):
-        bench.fail("a ScatterND of a tensor of another size", indices)
-    if have > want:
-        return moved, op.slice(updates, moved.axis, 0, want)
-    rank = len(bench.dims(updates))
-    pads = [0] * (2 * rank)
-    pads[rank + moved.axis] = want - have
-    return moved, op.Pad(updates, op.ints(pads))
-
-
-@follows("ScatterElements")
-def scattered(bench: Bench, node: ir.Node) -> Sequence[Result]:
-    """Candidates that do not count are written behind the end, which is cut off again."""
-    op = bench.op
-    data, indices, updates = bench.operands(node)
-    if (
-        isinstance(data, Ragged)
-        or not isinstance(indices, Ragged)
-        or not isinstance(updates, Ragged)
-        or data is None
-    ):
-        bench.fail("a result of run-time size is scattered into", data, indices, updates)
-    if indices.axis != updates.axis:
-        bench.fail("a ScatterElements with run-time sizes on two axes", indices, updates)
-    indices, updates = bench.aligned([indices, updates], trust=True)
-    dims = bench.dims(data)
-    axis = int(value_of(node, "axis", op, 0)) % len(dims)
-    if indices.axis != axis:
-        bench.fail("a ScatterElements of a run-time size on another axis", indices)
-    kind = _text(value_of(node, "reduction", op, "none"))
-    if kind != "none":
-        idle = bench.masked(updates, _neutral(kind, updates.value))
-        return bench.apply(node, [data, bench.index(indices, [dims[axis]]), idle])
-    size = bench.sized(dims[axis])
-    place = op.cast(indices.value, T.INT64)
-    place = op.Where(op.Less(place, op.ints([0])), op.Add(place, size), place)
-    at = op.Where(bench.mask(indices), place, op.reshape(size, []))
-    longer = op.Concat(data, op.slice(data, axis, 0, 1), axis=axis)
-    (made,) = bench.apply(node, [longer, at, updates.value])
-    return [op.Slice(made, op.ints([0]), size, op.ints([axis]))]
 
 
 @follows("OneHot")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -107,6 +109,8 @@ def non_max_suppression(bench: Bench, node: ir.Node) -> Sequence[Result]:
         rounds = known
     else:
         bench.fail("NonMaxSuppression of an open number of boxes", nothing)
+    if batch == classes == 1:
+        rounds = min(rounds, _needed(bench, node))
     if rounds < 1 or boxes.dtype != T.FLOAT:
         bench.fail("NonMaxSuppression of no boxes", nothing)
     spread = bench.shape([batch, classes, amount])
@@ -133,6 +137,37 @@ def non_max_suppression(bench: Bench, node: ir.Node) -> Sequence[Result]:
     places = np.indices((batch, classes, rounds), dtype=np.int64)[:2].reshape(2, bound).T
     rows = op.Concat(op.constant(np.ascontiguousarray(places)), op.reshape(picks, [bound, 1]), axis=1)
     return [Ragged(rows, 0, extent)]
+
+
+def _needed(bench: Bench, node: ir.Node) -> int:
+    """How many rows are used, where all that follows takes the first so many of them."""
+    most, work = 0, [node.outputs[0]]
+    while work:
+        value = work.pop()
+        if value.is_graph_output() or not value.uses():
+            return sys.maxsize
+        for user, index in value.uses():
+            numbers = [bench.entries(v) for v in user.inputs[1:]]
+            if index == 0 and user.op_type in ("Gather", "Squeeze") and _of_columns(user, numbers):
+                work.append(user.outputs[0])
+            elif index == 0 and user.op_type == "Slice" and all(numbers):
+                axes, steps = (numbers + [[], [], [0], [1]][len(numbers) :])[2:]
+                starts, ends = numbers[:2]
+                last = (ends or [None])[0]
+                if (starts, axes, steps) != ([0], [0], [1]) or not isinstance(last, int) or last < 0:
+                    return sys.maxsize
+                most = max(most, last)
+            else:
+                return sys.maxsize
+    return most
+
+
+def _of_columns(node: ir.Node, numbers: list[list[Any] | None]) -> bool:
+    """Whether each row is taken by itself."""
+    if node.op_type == "Gather":
+        own = node.attributes.get("axis")
+        return own is not None and own.as_int() in (1, -1)
+    return bool(numbers) and numbers[0] is not None and all(n in (1, -1) for n in numbers[0])
 
 
 def _corners(bench: Bench, boxes: ir.Value, centered: bool) -> list[ir.Value]:
