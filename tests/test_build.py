@@ -150,6 +150,33 @@ def test_attention_of_every_kind(
         assert builder.build(profiles, stage.temporary).nbytes > 10_000
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        *((op, {}) for op in ("HardSwish", "Mish", "Celu", "Shrink", "LpNormalization")),
+        ("ConvTranspose", {"w": (3, 3, 2, 2)}),
+        ("GRU<hidden_size=8>", {"w": (1, 24, 8), "r": (1, 24, 8)}),
+    ],
+)
+def test_what_has_no_kernel_in_a_low_type(
+    op: str, shapes: dict[str, tuple[int, ...]], dtype: str, tmp_path: Path, builder: EngineBuilder
+) -> None:
+    shape = {"ConvTranspose": "n, 3, 8, 8", "GRU<hidden_size=8>": "4, n, 8"}.get(op, "n, 8")
+    text = f"g (float[{shape}] x) => (float{'[n, 8]' if not shapes else ''} y) {{ y = {op}(x{''.join(f', {w}' for w in shapes)}) }}"
+    random = np.random.default_rng(0)
+    source, path = tmp_path / "source.onnx", tmp_path / "model.onnx"
+    weights = {w: random.random(s, np.float32) for w, s in shapes.items()}
+    onnx.save(parse(text, opset=22, weights=weights), source)
+    model = onnxlathe.load(source)
+    onnxlathe.optimize(model, f"shapes,precision(type={dtype})", verify=False)
+    onnxlathe.save(model, path)
+    builder.open(path)
+    profiles = make_profiles(model, ProfileWishes(ranges=["n=1:2:4"]))
+    with building.staged(tmp_path / "model.engine") as stage:
+        assert builder.build(profiles, stage.temporary).nbytes > 10_000
+
+
 def test_shape_tensor(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     text = "g (float[n, 4] x, int64[2] sizes) => (float[a, b] y) { y = Reshape(x, sizes) }"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from onnxlathe.infer import infer_model
 from onnxlathe.model import Model, load
 from onnxlathe.pipeline import Runner, plan
 from onnxlathe.precision import emulate
+from onnxlathe_passes.precision_rules import NO_KERNEL
 
 RANDOM = np.random.default_rng(7)
 
@@ -474,3 +477,60 @@ def test_random_graphs(proto: onnx.ModelProto, keep: bool) -> None:
     emulated = ir.to_proto(emulate(model).ir)
     for want, got in zip(run(proto, feed), run(emulated, feed), strict=True):
         assert np.linalg.norm(got - want) <= 2e-2 * np.linalg.norm(want) + 1e-3
+
+
+# --- What has no kernel in a low type ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "options", "parts"),
+    [
+        ("HardSwish", "type=bf16", ["HardSigmoid", "Mul"]),
+        ("Mish", "type=bf16", ["Softplus", "Tanh", "Mul"]),
+        ("Celu<alpha=2.0>", "type=bf16", ["Mul", "Elu", "Mul"]),
+        ("Celu", "type=fp16", ["Elu"]),
+    ],
+)
+def test_what_has_no_kernel_is_spelled_out(op: str, options: str, parts: list[str]) -> None:
+    proto = parse(
+        f"g (float[n, 8] x) => (float[n, 8] y) {{ a = MatMul(x, w0)  b = {op}(a)  y = MatMul(b, w1) }}",
+        opset=18,
+        weights={"w0": weight(8, 8), "w1": weight(8, 8)},
+    )
+    after = mixed(proto, f"keep_io_types=true,{options}")
+    assert operators(after) == ["Cast", "MatMul", *parts, "MatMul", "Cast"]
+    low = "BFLOAT16" if "bf16" in options else "FLOAT16"
+    assert {type_of(after, v) for n in after.graph.node[1:-1] for v in n.output} == {low}
+    close(proto, after, 0.03 if low == "BFLOAT16" else 5e-3, n=3)
+    name = op.partition("<")[0]
+    kept = mixed(proto, f'keep_io_types=true,{options},keep=["{name}"]')
+    assert operators(kept) == ["Cast", "MatMul", "Cast", name, "Cast", "MatMul", "Cast"]
+    asked = mixed(proto, f'keep_io_types=true,type=fp32,keep=["{options[5:]}:{name}"]')
+    assert operators(asked) == ["MatMul", "Cast", *parts, "Cast", "MatMul"]
+
+
+def test_gru_stays_where_there_is_no_kernel() -> None:
+    proto = parse(
+        "g (float[s, n, 4] x) => (float[s, 1, n, 4] y) { y = GRU<hidden_size=4>(x, w, r) }",
+        weights={"w": weight(1, 12, 4), "r": weight(1, 12, 4)},
+    )
+    assert "TensorRT-RTX cannot build it in bfloat16" in notes(proto, "type=bf16")
+    assert "FLOAT16" in {v.dtype.name for n in loaded(mixed(proto)).nodes() for v in n.outputs if v.dtype}
+
+
+def test_the_table_of_support_agrees() -> None:
+    """Each operator that the target takes in float32 and not in a low type is known, or is never lowered."""
+    table = json.loads((resources.files("onnxlathe.debug") / "support" / "rtx-1.7.json").read_text())
+    protected = {
+        "LpPool",
+        "QuantizeLinear",
+    }  # the first for its sums; the second was tried with zero points only
+    found = {
+        (op, dtype)
+        for op, types in table["operators"].items()
+        for low, dtype in (("float16", ir.DataType.FLOAT16), ("bfloat16", ir.DataType.BFLOAT16))
+        if types.get("float32", {}).get("verdict") in ("yes", "depends")
+        and types.get(low, {}).get("verdict") == "no"
+        and op not in protected
+    }
+    assert found <= set(NO_KERNEL)

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
-from onnxlathe.precision import BFLOAT16, FLOAT32, LOW_TYPES, type_name
+from onnxlathe.precision import BFLOAT16, FLOAT16, FLOAT32, LOW_TYPES, type_name
 from onnxlathe.rewrite import attribute, is_constant, scalar_value
 
 TRACKED = frozenset({FLOAT32, *LOW_TYPES})
@@ -42,8 +42,16 @@ LEAN_WIDE = frozenset(
 AGNOSTIC = frozenset({"Shape", "Size"})
 """Operators that do not look at the numbers."""
 
-NO_KERNEL = {("ConvTranspose", BFLOAT16): "TensorRT-RTX cannot build it in bfloat16"}
-"""What a schema allows, but the target has nothing to run it with (tensorrt-rtx 1.7)."""
+NO_KERNEL = {
+    (operator, dtype): f"TensorRT-RTX cannot build it in {type_name(dtype)}"
+    for dtype, operators in {
+        BFLOAT16: ("Celu", "ConvTranspose", "GRU", "HardSwish", "LpNormalization", "Mish", "Shrink"),
+        FLOAT16: ("Celu",),
+    }.items()
+    for operator in operators
+}
+"""What a schema allows, but the target has nothing to run it with (tensorrt-rtx 1.7: what its table of support says
+no to, and yes in float32)."""
 
 KEPT_INPUTS = {"Resize": (1, 2), "Upsample": (1,), "Dropout": (1,), "OneHot": (0, 1)}
 """Operands that stay float32 whatever the node computes in: sizes, ratios and positions."""
