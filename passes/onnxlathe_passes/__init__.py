@@ -25,6 +25,7 @@ from onnxlathe_passes.full_rank import FullRank
 from onnxlathe_passes.gelu import Gelu
 from onnxlathe_passes.gemm import GemmFactors, GemmTranspose, MatMulAdd
 from onnxlathe_passes.grouped_heads import GroupedHeads
+from onnxlathe_passes.grouped_projection import GroupedProjection
 from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
 from onnxlathe_passes.identity import Dropout, Identity
 from onnxlathe_passes.layernorm import LayerNorm
@@ -133,6 +134,7 @@ PASSES: list[type[Pass]] = [
     SplitLate,
     AttentionLayout,
     GroupedHeads,
+    GroupedProjection,
     FullRank,
     SplitGather,
     Precision,

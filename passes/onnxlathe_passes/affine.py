@@ -24,6 +24,7 @@ from onnxlathe.rewrite import (
 )
 from onnxlathe_passes.elementwise import HALF_TYPES
 from onnxlathe_passes.linear import Linear, linear, product
+from onnxlathe_passes.rmsnorm import ends_rms_norm
 from onnxlathe_passes.weights import Array, may_copy, scaled
 
 _SHARED = "largest weight that is copied because something else uses it too"
@@ -80,7 +81,8 @@ class Scale(Rule):
 class InputScale(Rule):
     """Multiply a factor per input channel that precedes a linear operator into its weight.
 
-    A Conv pads with zeros, which no factor changes; a summand would.
+    A Conv pads with zeros, which no factor changes; a summand would. The scale of an RMS normalization stays
+    before opset 23: ONNX Runtime fuses the whole only.
     """
 
     name = "input_scale"
@@ -104,6 +106,7 @@ class InputScale(Rule):
         require(may_copy(weight, self.max_copy), f"{weight.name} is used elsewhere and large")
         producer = x.producer()
         require(producer is None or producer.op_type != "Mul", "it may belong to an activation written out")
+        require(divided or not ends_rms_norm(x, c, op.opset), "it is the scale of an RMS normalization")
         operator = Linear.of(node, op.opset)
         factor = _usable(self.per_input(operator, x, c), divided, weight)
         return operator.rebuilt(op, scaled(op, weight, factor), operator.bias, x)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxlathe.rewrite import Builder, NodeRule
 from onnxlathe_passes.conditions import broadcasts_into, producer, same_shape, uniform, used_once
+from onnxlathe_passes.rmsnorm import ends_rms_norm
 
 # The element e with x ∘ e = x; for those in _COMMUTE also e ∘ x = x.
 _NEUTRAL: dict[str, object] = {
@@ -29,7 +30,8 @@ _COMMUTE = frozenset({"Add", "Mul", "And", "Or", "Xor", "BitwiseOr", "BitwiseXor
 class Neutral(NodeRule):
     """x + 0, x - 0, x * 1, x / 1, x ** 1, And(x, true), Or(x, false), Xor(x, false) = x.
 
-    The constant may be a whole tensor of zeros or ones, but must not make the result larger than x.
+    The constant may be a whole tensor of zeros or ones, but must not make the result larger than x. The scale
+    of an RMS normalization stays before opset 23: ONNX Runtime fuses the whole only.
     """
 
     name = "neutral"
@@ -45,13 +47,16 @@ class Neutral(NodeRule):
     visits = tuple(_NEUTRAL)
 
     def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
-        element = _NEUTRAL[node.op_type]
         x, e = node.inputs
-        if uniform(e) == element and _fits(e, x):
+        if self.neutral(op, node, x, e):
             return x
-        if node.op_type in _COMMUTE and uniform(x) == element and _fits(x, e):
-            return e
-        return None
+        return e if node.op_type in _COMMUTE and self.neutral(op, node, e, x) else None
+
+    def neutral(self, op: Builder, node: ir.Node, x: ir.Value | None, e: ir.Value | None) -> bool:
+        """Whether `e` does nothing to `x`, and nobody waits for it."""
+        if uniform(e) != _NEUTRAL[node.op_type] or not _fits(e, x):
+            return False
+        return node.op_type != "Mul" or not ends_rms_norm(x, e, op.opset)
 
 
 def _fits(constant: ir.Value | None, x: ir.Value | None) -> bool:
