@@ -507,6 +507,19 @@ def test_unique(shape: tuple[int, ...], axis: int | None, out: str, in_order: in
     same()
 
 
+@pytest.mark.parametrize("in_order", [0, 1])
+def test_every_nan_is_different(in_order: int) -> None:
+    proto = parse(
+        f"g (float[5] x) => (float[n] y, int64[b] v) {{ y, i, v = Unique<sorted={in_order}>(x) }}", opset=18
+    )
+    model, _ = legalized(proto, pad="max")
+    x = np.array([np.nan, 1, np.nan, 1, 0], np.float32)
+    values, inverse = in_runtime(unpadded(model, proto), {"x": x})
+    assert np.isnan(values).sum() == 2
+    assert sorted(values[~np.isnan(values)].tolist()) == [0, 1]
+    np.testing.assert_array_equal(values[inverse], x)
+
+
 NMS = """g (float[2,12,4] b, float[2,3,12] s) => (int64[n,3] y) <{constants}> {{
     y = NonMaxSuppression<center_point_box={center}>({operands}) }}"""
 

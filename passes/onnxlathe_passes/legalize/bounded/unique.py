@@ -12,7 +12,7 @@ from onnxlathe_passes.legalize.bounded.bench import Bench
 from onnxlathe_passes.legalize.bounded.follow import sources
 from onnxlathe_passes.legalize.bounded.ragged import Extent, Ragged, Result
 from onnxlathe_passes.legalize.bounded.sources import roots_with
-from onnxlathe_passes.legalize.draft import value_of, wanted
+from onnxlathe_passes.legalize.draft import FLOATS, value_of, wanted
 
 T = ir.DataType
 _PAIRS = 1 << 28  # of elements that are compared
@@ -22,7 +22,7 @@ _PAIRS = 1 << 28  # of elements that are compared
 def unique(bench: Bench, node: ir.Node) -> Sequence[Result]:
     """The first of equal ones counts, and how many smaller ones count is its place.
 
-    NaN is equal to nothing, itself included.
+    NaN is equal to nothing, itself included, and comes last. (ONNX Runtime leaves what it does to chance.)
     """
     op = bench.op
     x = bench.operands(node)[0]
@@ -46,23 +46,28 @@ def unique(bench: Bench, node: ir.Node) -> Sequence[Result]:
     if amount * amount * width > _PAIRS or not amount * width:
         bench.fail(f"Unique of {amount} elements", nothing)
     equal, smaller = _compared(bench, _rows(bench, value, sizes, axis), width)
-    numbers = np.arange(amount)
+    numbers = bench.numbers(amount)
     if counted is not None:
         equal = op.And(equal, op.unsqueeze(counted, 0))
-    earlier = op.cast(op.And(equal, op.constant(numbers[None] < numbers[:, None])), T.INT32)
-    first = op.Equal(op.reduce("Max", earlier, [1], keepdims=False), op.constant(np.int32(0)))
+    # The first that it is equal to, which is itself or one before it; for a NaN there is none.
+    mine = op.Where(equal, op.unsqueeze(numbers, 0), op.ints([amount]))
+    mine = op.reduce("Min", mine, [1], keepdims=False)
+    strange = op.Equal(mine, op.ints([amount]))
+    mine = op.Min(mine, numbers)
+    first = op.Equal(mine, numbers)
     if counted is not None:
         first = op.And(first, counted)
     extent = Extent(first, amount, amount, nothing.roots)
     if value_of(node, "sorted", op, 1):
-        before = op.cast(op.And(smaller, op.unsqueeze(first, 0)), T.INT64)
-        inverse = op.reduce("Sum", before, [1], keepdims=False)
+        below = op.cast(op.And(smaller, op.unsqueeze(first, 0)), T.INT64)
+        inverse = op.reduce("Sum", below, [1], keepdims=False)
+        if value.dtype in FLOATS:
+            inverse = _behind(bench, strange, inverse, extent)
         order = bench.order(extent, places=inverse)
         extent = bench.front(extent)
     else:
         order = None
-        same = op.Where(equal, op.constant(numbers[None].astype(np.int64)), op.ints([amount - 1]))
-        inverse = op.Gather(bench.places(extent), op.reduce("Min", same, [1], keepdims=False), axis=0)
+        inverse = op.Gather(bench.places(extent), mine, axis=0)
     own_size = [i for i in (0, 1, 3) if wanted(node, i)]
     for place, index in enumerate(own_size):
         at = axis if index == 0 else 0
@@ -77,12 +82,23 @@ def unique(bench: Bench, node: ir.Node) -> Sequence[Result]:
 
     results: list[Result] = [arranged(value, axis), None, None, None]
     if wanted(node, 1):
-        results[1] = arranged(bench.numbers(amount))
+        results[1] = arranged(numbers)
     if wanted(node, 2):
         results[2] = Ragged(inverse, 0, x.extent) if isinstance(x, Ragged) else inverse
     if wanted(node, 3):
         results[3] = arranged(op.reduce("Sum", op.cast(equal, T.INT64), [1], keepdims=False))
     return results[: len(node.outputs)]
+
+
+def _behind(bench: Bench, strange: ir.Value, places: ir.Value, extent: Extent) -> ir.Value:
+    """Places with those of NaN behind all others."""
+    op = bench.op
+    strange = op.And(strange, extent.valid)
+    ones = op.cast(strange, T.INT64)
+    start = op.Sub(bench.count(extent), op.reduce("Sum", ones, [0]))
+    last = op.Add(start, op.Sub(op.CumSum(ones, op.constant(np.int64(0))), op.ints([1])))
+    result: ir.Value = op.Where(strange, last, places)
+    return result
 
 
 def _rows(bench: Bench, value: ir.Value, sizes: list[int], axis: int) -> ir.Value:
