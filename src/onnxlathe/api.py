@@ -120,6 +120,7 @@ class VerifyOptions:
     bindings: Mapping[str, int] | None = None
     tolerances: Tolerances | None = None
     timeout: float = 300.0
+    memory: int | None = None
 
 
 def optimize(
@@ -195,6 +196,7 @@ def optimize(
         bindings=options.bindings,
         tolerances=options.tolerances,
         timeout=options.timeout,
+        memory=options.memory,
         progress=progress,
     ) as verifier:
         try:
@@ -279,7 +281,7 @@ def _proven(
             fresh = pristine.clone()
             return fresh, run(fresh, budget).records
 
-        culprit = find_culprit(attempt, lambda m: verifier.check(m).status == "different", runner.units)
+        culprit = find_culprit(attempt, verifier.suspicion(model), runner.units)
         if culprit is not None:
             result.culprits.append(culprit)
         if culprit is None or on_mismatch == "fail" or len(result.culprits) > _MAX_CULPRITS:

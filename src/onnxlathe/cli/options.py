@@ -47,6 +47,13 @@ def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+memory_option = click.option(
+    "--verify-memory",
+    metavar="SIZE",
+    help="Memory that the comparison may take (4GiB); larger models are compared in segments. Half of what is "
+    "free if left out.",
+)
+
 plugin_option = click.option(
     "--plugin",
     "plugins",
@@ -76,6 +83,7 @@ def verify_options(
     rtol: Sequence[str],
     timeout: float,
     notes: list[str],
+    verify_memory: str | None = None,
 ) -> VerifyOptions:
     """How to compare, from the options of the command line. Remarks on the user's data go to `notes`."""
     from onnxlathe.api import VerifyOptions
@@ -93,7 +101,20 @@ def verify_options(
         bindings=bindings_of(model, shapes, dims),
         tolerances=Tolerances(atol=parse_tolerance(atol, "--atol"), rtol=parse_tolerance(rtol, "--rtol")),
         timeout=timeout,
+        memory=_size(verify_memory, "--verify-memory"),
     )
+
+
+def _size(text: str | None, option: str) -> int | None:
+    from onnxlathe.errors import UsageError
+    from onnxlathe.pipeline.text import parse_size
+
+    if text is None:
+        return None
+    try:
+        return int(parse_size(text))
+    except UsageError as error:
+        raise UsageError(f"{option}: {error.message}", hint=error.hint) from None
 
 
 def with_table(

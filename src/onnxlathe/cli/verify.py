@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from onnxlathe.cli.options import comparison_options
+from onnxlathe.cli.options import comparison_options, memory_option
 
 
 @click.command(short_help="Compare two models numerically.")
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("optimized", type=click.Path(path_type=Path))
 @comparison_options
+@memory_option
 @click.option("--report", type=click.Path(path_type=Path), help="Write the verdict as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def verify_command(original: Path, optimized: Path, report: Path | None, quiet: bool, **options: Any) -> int:
@@ -37,6 +38,7 @@ def verify_command(original: Path, optimized: Path, report: Path | None, quiet: 
             bindings=how.bindings,
             tolerances=how.tolerances,
             timeout=how.timeout,
+            memory=how.memory,
             progress=say,
         ) as verifier:
             verdict = verifier.check(optimized)

@@ -6,6 +6,7 @@ candidates with them, which is what finding the pass to blame needs.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 import time
@@ -19,17 +20,21 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.errors import LatheError, ModelError
-from onnxlathe.model import Model, load, save
+from onnxlathe.model import Model, load
 from onnxlathe.model.interface import Interface, as_called, interface_of
+from onnxlathe.model.mapped import save_mapped
 from onnxlathe.model.model import LOWERED
 from onnxlathe.model.samples import VARIANTS, default_bindings, sample_inputs
 
 from . import metrics, store
 from .limits import operator_of, output_precisions, random_nodes, reached_outputs, why_random, without_outputs
+from .memory import available_memory
+from .piecewise import Allowed, Piecewise, Suspect, is_divisible, weight_bytes
 from .runtime import RuntimeFailure, RuntimeProcess
-from .tolerance import Tolerances, coarser
+from .tolerance import Tolerance, Tolerances, coarser
 from .verdict import Comparison, Feed, Unchecked, Verdict
 
+_WORTH_DIVIDING = 1 << 27  # bytes of weights from which on the segment that is wrong is looked for first
 _MAX_PRUNES = 8  # operators that are cut away before giving up
 
 
@@ -56,6 +61,8 @@ class Verifier:
         tolerances: the user's, over the policy's (see `tolerance`).
         timeout: seconds that loading or one run may take.
         threads: of ONNX Runtime.
+        memory: bytes that the comparison may take; half of what is free if None. Models with larger weights
+            are compared in segments (see `piecewise`).
         progress: called with a short text before each step that may take long.
 
     The original is run at the first `check` (or at `prepare`). Use it as a context manager, or `close` it:
@@ -73,12 +80,16 @@ class Verifier:
         tolerances: Tolerances | None = None,
         timeout: float = 300.0,
         threads: int = 2,
+        memory: int | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self._original, self._feeds, self._seeds = original, feeds, tuple(seeds)
         self._bindings = dict(bindings or {})
         self._tolerances = tolerances or Tolerances()
         self._progress = progress or (lambda _: None)
+        self._memory = memory
+        self._pieces: Piecewise | None = None
+        self._suspect: Suspect | None = None
         self._runtime = RuntimeProcess(threads=threads, timeout=timeout)
         self._folder = Path(tempfile.mkdtemp(prefix="onnxlathe-verify-"))
         self._references: list[_Reference] | None = None
@@ -129,15 +140,22 @@ class Verifier:
         for name, node in reached_outputs(model, random_nodes(model)).items():
             self._unchecked[name] = why_random(name, node)
         try:
-            self._progress("loading the original")
-            _, failure = self._open(model, self._original, self._unchecked)
-            if failure is not None:
-                self._unchecked[""] = _why_not("the original", failure)
-                return
+            memory = available_memory() // 2 if self._memory is None else self._memory
+            if weight_bytes(model) > memory and is_divisible(model):
+                self._pieces = self._divided(model, memory // 3)
+            else:
+                self._progress("loading the original")
+                _, failure = self._open(model, self._original, self._unchecked)
+                if failure is not None:
+                    self._unchecked[""] = _why_not("the original", failure)
+                    return
             self._run_original(model)
             self._runtime.close()
         except RuntimeFailure as failure:
             self._unchecked[""] = _why_not("the original", failure)
+
+    def _divided(self, model: Model, budget: int) -> Piecewise:
+        return Piecewise(model, self._runtime, self._folder, budget, self._progress)
 
     def _run_original(self, model: Model) -> None:
         """Fill `_references`: the user's feeds, or one made up for each seed."""
@@ -184,7 +202,7 @@ class Verifier:
                 failures.append(f"{label}: {failure.message.splitlines()[0][:300]}")
                 if failure.kind in ("timeout", "memory"):
                     break
-                if failure.kind == "crash":
+                if failure.kind == "crash" and self._pieces is None:
                     self._open(model, self._original, self._unchecked)
         if not references:
             self._unchecked[""] = Unchecked(
@@ -218,7 +236,7 @@ class Verifier:
         feed, outputs = self._folder / f"feed{number}.npz", self._folder / f"expected{number}.npz"
         store.write(feed, inputs)
         try:
-            answer = self._runtime.run(feed, outputs)
+            answer = (self._pieces or self._runtime).run(feed, outputs)
         except RuntimeFailure as failure:
             return failure
         shapes = {name: list(array.shape) for name, array in inputs.items()}
@@ -253,7 +271,10 @@ class Verifier:
         if "" not in unchecked:
             try:
                 optimized, through = self._as_it_computes(optimized)
-                self._compare(optimized, references, unchecked, verdict, through)
+                if self._pieces is not None:
+                    self._compare_pieces(self._pieces, optimized, unchecked, verdict, through)
+                else:
+                    self._compare(optimized, references, unchecked, verdict, through)
             except RuntimeFailure as failure:
                 self._blame(failure, unchecked, verdict)
         for comparison in verdict.comparisons:
@@ -281,25 +302,8 @@ class Verifier:
             # A standard operator that only the optimized model has; the original could be run.
             verdict.error = f"the optimized model cannot be run: ONNX Runtime has no kernel for its {cut}"
             return
-        expected = {base for base in references[0].bases.values() if base not in unchecked}
-        lost = sorted(expected - set(interface["outputs"]))
-        new = sorted(set(interface["outputs"]) - expected - unchecked.keys())
-        with store.Stored(references[0].inputs) as stored:
-            gone = sorted(set(stored) - set(interface["inputs"]))
-            extra = sorted(set(interface["inputs"]) - set(stored))
-        if lost or gone:
-            what = f"output {lost[0]!r}" if lost else f"input {gone[0]!r}"
-            verdict.error = f"the optimized model has no {what}, which the original has"
-            return
-        if new:
-            verdict.error = f"the optimized model has an output {new[0]!r} that the original lacks"
-            return
-        if extra and len(extra) > self._optional(optimized, extra):
-            verdict.error = f"the optimized model has an input {extra[0]!r} that the original lacks"
-            return
-        order = [name for name in dict.fromkeys(references[0].bases.values()) if name in expected]
-        if [name for name in interface["outputs"] if name in expected] != order:
-            verdict.error = "the optimized model has the original's outputs in another order"
+        verdict.error = self._misfit(interface, optimized, unchecked)
+        if verdict.error:
             return
         for number, reference in enumerate(references):
             self._progress(f"comparing on {reference.feed.label}")
@@ -311,6 +315,109 @@ class Verifier:
             found = self._runtime.compare(reference.inputs, reference.outputs, number, tolerances)
             verdict.comparisons += [msgspec.convert(c, Comparison) for c in found]
         self._runtime.close()
+
+    def _misfit(
+        self, interface: dict[str, list[str]], optimized: Model | Path | str, unchecked: dict[str, Unchecked]
+    ) -> str:
+        """Why a model with these inputs and outputs cannot stand for the original, if it cannot."""
+        assert self._references
+        reference = self._references[0]
+        expected = {base for base in reference.bases.values() if base not in unchecked}
+        lost = sorted(expected - set(interface["outputs"]))
+        new = sorted(set(interface["outputs"]) - expected - unchecked.keys())
+        with store.Stored(reference.inputs) as stored:
+            gone = sorted(set(stored) - set(interface["inputs"]))
+            extra = sorted(set(interface["inputs"]) - set(stored))
+        if lost or gone:
+            what = f"output {lost[0]!r}" if lost else f"input {gone[0]!r}"
+            return f"the optimized model has no {what}, which the original has"
+        if new:
+            return f"the optimized model has an output {new[0]!r} that the original lacks"
+        if extra and len(extra) > self._optional(optimized, extra):
+            return f"the optimized model has an input {extra[0]!r} that the original lacks"
+        order = [name for name in dict.fromkeys(reference.bases.values()) if name in expected]
+        if [name for name in interface["outputs"] if name in expected] != order:
+            return "the optimized model has the original's outputs in another order"
+        return ""
+
+    def _compare_pieces(
+        self,
+        pieces: Piecewise,
+        optimized: Model | Path | str,
+        unchecked: dict[str, Unchecked],
+        verdict: Verdict,
+        through: Mapping[str, str],
+    ) -> None:
+        model = optimized if isinstance(optimized, Model) else load(Path(optimized))
+        given = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
+        outputs = [v.name or "" for v in model.graph.outputs]
+        verdict.error = self._misfit({"inputs": given, "outputs": outputs}, model, unchecked)
+        if verdict.error:
+            return
+        found = pieces.compare(model, self._allowed(model, through))
+        verdict.comparisons = [c for c in found.comparisons if c.output not in unchecked]
+        self._suspect = found.suspect
+        verdict.segments = found.segments
+        verdict.notes.append(
+            f"run in {found.segments} segment{'s' * (found.segments != 1)}, one after the other;"
+            f" the largest has {found.largest / 1e6:.0f} MB of weights"
+        )
+
+    def _allowed(self, model: Model, through: Mapping[str, str]) -> Allowed:
+        """Tolerances for outputs and for values inside, which went through what the outputs went through."""
+        inside = functools.reduce(coarser, through.values(), "float64") if through else None
+        names = {v.name for v in model.graph.outputs}
+        policy = Tolerances()
+
+        def allowed(name: str, dtype: str) -> Tolerance:
+            if name in names:
+                return self._tolerances.of(name, dtype, through=through.get(name))
+            return policy.of(name, dtype, through=inside)
+
+        return allowed
+
+    def suspicion(self, wrong: Model) -> Callable[[Model], bool]:
+        """A quick way to ask whether other states of a model are wrong like this one.
+
+        Where the model can be divided, only the segment that is wrong is run from now on; otherwise, whole
+        models are compared.
+        """
+
+        def whole(model: Model) -> bool:
+            return self.check(model).status == "different"
+
+        try:
+            ask = self._in_suspect_segment(wrong)
+        except (RuntimeFailure, LatheError, ValueError):
+            return whole
+
+        return ask or whole
+
+    def _in_suspect_segment(self, wrong: Model) -> Callable[[Model], bool] | None:
+        original = self._original if isinstance(self._original, Model) else load(Path(self._original))
+        plain = not self._unchecked and not interface_of(wrong.ir).since(self._before) and self._references
+        if not plain or not is_divisible(original) or LOWERED in wrong.ir.metadata_props:
+            return None
+        pieces = self._pieces
+        if pieces is None:
+            weights = weight_bytes(original)
+            if weights < _WORTH_DIVIDING:
+                return None
+            pieces = self._divided(original, weights // 8)
+            for number, reference in enumerate(self._references or []):
+                pieces.run(reference.inputs, self._folder / f"again{number}.npz")
+        allowed = self._allowed(wrong, self._through)
+        suspect = self._suspect or pieces.compare(wrong, allowed).suspect
+        if suspect is None:
+            return None
+
+        def is_wrong(model: Model) -> bool:
+            try:
+                return pieces.is_wrong(model, suspect, allowed)
+            except RuntimeFailure:
+                return self.check(model).status == "different"
+
+        return is_wrong
 
     def _as_called(self, optimized: Model | Path | str) -> tuple[Model | Path | str, Interface]:
         """The model as the original is called, where it says that it is called otherwise, and how it is."""
@@ -494,7 +601,7 @@ class Verifier:
         for old in self._folder.glob("model*"):  # one at a time: they may be large
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
-        save(source, folder / "model.onnx")
+        save_mapped(source, folder / "model.onnx")
         return folder / "model.onnx"
 
 

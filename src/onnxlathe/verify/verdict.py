@@ -96,6 +96,7 @@ class Verdict:
         error: why the optimized model cannot be run at all although the original can; empty if it can.
         notes: what else the reader should know (feeds that the original refused, …).
         interface: how the optimized model is called otherwise than the original, and compared all the same.
+        segments: in how many segments the models were compared; 0 for whole models.
         seconds: how long it took.
     """
 
@@ -105,6 +106,7 @@ class Verdict:
     error: str = ""
     notes: list[str] = field(default_factory=list)
     interface: list[str] = field(default_factory=list)
+    segments: int = 0
     seconds: float = 0.0
 
     @property
@@ -142,6 +144,8 @@ class Verdict:
                 f"largest difference {max(c.max_abs for c in self.comparisons):.2g} "
                 f"(relative {max(c.rel_norm for c in self.comparisons):.2g})"
             )
+        if self.segments:
+            parts.append(f"in {self.segments} segment{'s' * (self.segments != 1)}")
         if self.unchecked:
             first = self.unchecked[0]
             parts.append(f"not checked: {first.output or 'all outputs'}, {first.reason}")

@@ -29,6 +29,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from onnxlathe.defaults import WEIGHTS_LIST
+
 from . import metrics, store
 from .tolerance import EXACT, Tolerance
 from .verdict import Comparison
@@ -89,7 +91,25 @@ def _session(path: str, threads: int) -> Any:
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    weights = _mapped_weights(ort, Path(path + WEIGHTS_LIST))
+    if weights:
+        options.add_external_initializers(list(weights), list(weights.values()))
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session.onnxlathe_weights = weights  # which the session uses and does not own
+    return session
+
+
+def _mapped_weights(ort: Any, listed: Path) -> dict[str, Any]:
+    """The weights in a list of `onnxlathe.model.mapped`, mapped into memory."""
+    weights = {}
+    for weight in json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else ():
+        array = np.memmap(weight["path"], weight["dtype"], "r", weight["offset"], tuple(weight["shape"]))
+        weights[weight["name"]] = (
+            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, weight["exotic"])
+            if weight["exotic"]
+            else ort.OrtValue.ortvalue_from_numpy(array)
+        )
+    return weights
 
 
 def _runner_class() -> type:
