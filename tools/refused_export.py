@@ -102,6 +102,35 @@ def cases() -> list[Case]:
             "if-ranks squeeze-open",
             dynamic=True,
         ),
+        case("select", lambda x: t.masked_select(x, x > 0) * 2, image, "nonzero compress"),
+        case(
+            "assign",
+            lambda x: x.relu().index_put((x < 0,), t.tensor(1.0)),
+            lambda t: (t.randn(4, 6),),
+            "nonzero shape-from-data",
+        ),
+        case("rows", lambda x: x[x.sum(1) > 0].relu().mean(0), lambda t: (t.randn(6, 4),), "nonzero"),
+        case(
+            "bicubic",
+            lambda x: f.interpolate(x, size=(8, 8), mode="bicubic", antialias=True),
+            image,
+            "resize-antialias",
+        ),
+        case("volume", lambda x, g: f.grid_sample(x, g), lambda t: (
+            t.randn(1, 2, 4, 4, 4), t.rand(1, 3, 3, 3, 3) * 2 - 1), "grid-sample-rank function-body"),
+        case("batch_stats", lambda x: f.batch_norm(x, None, None, training=True), image, "batchnorm-training"),
+        case(
+            "unpool",
+            lambda x: f.max_unpool2d(*f.max_pool2d(x, 2, return_indices=True), 2),
+            image,
+            "maxpool-indices",
+        ),
+        case("counts", lambda x: t.unique(x, return_counts=True), lambda t: (t.tensor([1.0, 2, 2, 3]),), "unique"),
+        case("remainder", lambda x: t.remainder(x, 1.5), lambda t: (t.randn(4, 4),), "mod-float"),
+        case("order", lambda x: x.argsort(dim=1), lambda t: (t.randn(1, 5000),), "topk-large"),
+        case("bits", lambda x: (x >> 1) ^ (x & 3) | 8, lambda t: (t.randint(0, 99, (4, 4)),),
+            "bitwise cast-type integer-type"),
+        case("doubles", lambda x: (x.double() * 2).sum(dim=1).cos(), lambda t: (t.randn(4, 4),), "double"),
     ]  # fmt: skip
 
 
@@ -124,6 +153,27 @@ def export(case: Case, exporter: str, path: Path) -> None:
         )  # fmt: skip
     else:
         torch.onnx.export(Module(), inputs, str(path), opset_version=20, dynamo=True, verbose=False)
+    _plain(path)
+
+
+def _plain(path: Path) -> None:
+    """One file, without what the exporter tells of the machine it ran on."""
+    import onnx
+
+    model = onnx.load(path)
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    graphs = [model.graph, *model.functions]
+    while graphs:
+        graph = graphs.pop()
+        things = [graph, *graph.node, *graph.value_info]
+        if isinstance(graph, onnx.GraphProto):
+            things += [*graph.input, *graph.output, *graph.initializer]
+        for thing in things:
+            del thing.metadata_props[:]
+            thing.ClearField("doc_string")
+        graphs += [a.g for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH]
+    del model.metadata_props[:]
+    onnx.save(model, path)
 
 
 def check(folder: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from onnxlathe.debug.ask import Complaint, Hearing, Oracle
 from onnxlathe.debug.catalogue import Cause, find_cause, operator_of, silent_causes
 from onnxlathe.debug.locate import Locator, Place, Signature, signature
-from onnxlathe.debug.parts import UncutError, Workpiece
+from onnxlathe.debug.parts import UncutError, Workpiece, needs
 from onnxlathe.debug.surroundings import neighbourhood
 from onnxlathe.model import Model, load
 from onnxlathe.rewrite import origin
@@ -19,6 +19,8 @@ from onnxlathe.target import Target
 
 _MAX_ROUNDS = 200
 _MAX_SINGLES = 200
+_SIZED_BY_DATA = frozenset({"nonzero", "unique", "nms", "compress", "shape-from-data"})
+_ABOUT_SHAPES = frozenset({"shape-contradiction"})
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,8 @@ class _Search:
         self.locator = Locator(work, oracle)
         self.refused: set[int] = set()
         self.seen: set[tuple[str, str]] = set()
+        self.by_data: set[int] = set()  # refused, and how much they give depends on data
+        self.behind: set[int] = set()  # refused for what such nodes give
 
     def run(self, first: Hearing) -> None:
         kept = list(range(len(self.work.nodes)))
@@ -313,9 +317,30 @@ class _Search:
             said = f"the target has no type for its input '{place.input}' ({complaint.message})"
             complaint = replace(complaint, message=said.replace("importInput", "border"))
         cause = find_cause(complaint, place.node, target=target.name, version=target.version)
+        if cause is not None and cause.id in _SIZED_BY_DATA:
+            self.by_data.add(place.index)
+        elif (cause is None or cause.id in _ABOUT_SHAPES) and self._behind_data(place.index):
+            self.behind.add(
+                place.index
+            )  # cut off from the count that its sizes come from, it cannot be judged
+            return
         if any(f.node == place.node.name and f.cause is cause for f in self.result.findings):
             return
         self.result.findings.append(finding_at(self.work, complaint, place, cause))
+
+    def _behind_data(self, index: int) -> bool:
+        """Whether a node uses, at some remove, what a node of data-dependent size gives."""
+        seen, work = {index}, [index]
+        while work:
+            for value in needs(self.work.nodes[work.pop()]):
+                producer = value.producer()
+                above = self.work.position.get(id(producer)) if producer is not None else None
+                if above in self.by_data:
+                    return True
+                if above is not None and above not in seen:
+                    seen.add(above)
+                    work.append(above)
+        return False
 
     def _is_input(self, name: str) -> bool:
         return any(v.name == name for v in self.work.model.graph.inputs)
@@ -357,7 +382,7 @@ class _Search:
         self.result.findings.sort(key=lambda f: order[f.node])
         runs = set(kept) - self.refused
         self.result.runs = len(runs)
-        behind = set(range(len(self.work.nodes))) - runs - self.refused
+        behind = (set(range(len(self.work.nodes))) - runs - self.refused) | self.behind
         self.result.unexamined = [self.work.nodes[i].name or "" for i in sorted(behind)]
 
 
