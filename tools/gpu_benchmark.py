@@ -2,7 +2,7 @@
 """Latency on a GPU, in ONNX Runtime's CUDA provider, of models as they were before and after optimizers.
 
     tools/gpu_benchmark.py pack FOLDER MODEL=VARIANT.onnx…   graphs without their large weights, a file each
-    tools/gpu_benchmark.py time FOLDER [--json OUT]          times what `pack` made; needs NumPy, onnx, onnxruntime-gpu
+    tools/gpu_benchmark.py time FOLDER [--json OUT]          times what `pack` made; needs onnxruntime-gpu
 
 The two steps may be on two machines: a graph without weights is some hundred kilobytes, and what weights
 contain does not matter to how long a kernel takes. `time` fills them with numbers of the same mean and

@@ -52,6 +52,7 @@ from onnxlathe_passes.reductions import NoopReduce, ReduceChain, ReduceKeepdims
 from onnxlathe_passes.repeated import Idempotent, Involution
 from onnxlathe_passes.reshape_target import ReshapeTarget
 from onnxlathe_passes.rmsnorm import RMSNorm
+from onnxlathe_passes.rotary import Rotary
 from onnxlathe_passes.rotate_half import RotateHalf
 from onnxlathe_passes.sequences import Sequences
 from onnxlathe_passes.shapes import Shapes
@@ -129,6 +130,7 @@ PASSES: list[type[Pass]] = [
     CountingGather,
     LeanOperands,
     FoldScale,
+    Rotary,
     RotateHalf,
     MergeProjections,
     SplitLate,

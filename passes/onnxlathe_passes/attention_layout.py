@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +59,8 @@ class _Flat(NodeRule):
         assert after is not None
         joined = _product(before[2:])
         require(after == (*before[:2], joined), "its heads are not joined")
-        splits: dict[ir.Node, Any] = {}
-        flat = [_flat(op, value, splits) for value in attention.inputs[:3]]
+        made: dict[ir.Node, Sequence[ir.Value]] = {}
+        flat = [_flat(op, value, made) for value in attention.inputs[:3]]
         q, k = (dims_of(value) for value in attention.inputs[:2])  # type: ignore[arg-type]
         assert q is not None
         assert k is not None
@@ -91,7 +92,7 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
     return {name: a.value for name, a in node.attributes.items()}
 
 
-def _flat(op: Builder, value: ir.Value | None, splits: dict[ir.Node, Any]) -> ir.Value:
+def _flat(op: Builder, value: ir.Value | None, made: dict[ir.Node, Sequence[ir.Value]]) -> ir.Value:
     """`[batch, heads, seq, size]` as the `[batch, seq, heads·size]` that it was made from."""
     dims = dims_of(value) if value is not None else None
     if value is None or dims is None or len(dims) != 4:
@@ -101,12 +102,18 @@ def _flat(op: Builder, value: ir.Value | None, splits: dict[ir.Node, Any]) -> ir
         require(
             from_front([int(attribute(cut, "axis", op.opset))], 4) == [1], "it is split along another axis"
         )
-        if cut not in splits:
-            whole = _flat(op, cut.inputs[0], splits)
+        if cut not in made:
+            whole = _flat(op, cut.inputs[0], made)
             sizes = [_product(((dims_of(v) or ())[1], dims[3])) for v in cut.outputs]
-            splits[cut] = split(op, whole, [s for s in sizes if isinstance(s, int)], 2)
-        part: ir.Value = splits[cut][value.index() or 0]
-        return part
+            made[cut] = split(op, whole, [s for s in sizes if isinstance(s, int)], 2)
+        return made[cut][value.index() or 0]
+    rotated = producer(value, "RotaryEmbedding")
+    if rotated is not None and used_once(value):
+        if rotated not in made:
+            x = _flat(op, rotated.inputs[0], made)
+            attributes = _attributes(rotated) | {"num_heads": dims[1]}
+            made[rotated] = [op.RotaryEmbedding(x, *rotated.inputs[1:], **attributes)]
+        return made[rotated][0]
     turned = producer(value, "Transpose")
     if turned is None or permutation(turned, op.opset) != _HEADS_LAST or turned.inputs[0] is None:
         reject("an operand is not made of flat ones")

@@ -321,7 +321,16 @@ def _concat(found: Lanes, nodes: tuple[ir.Node, ...], lanes: list[Lane | None]) 
     return Step(nodes, (_lane(nodes, 0, lane.axis, lane.sizes),))
 
 
+def _rotary(found: Lanes, nodes: tuple[ir.Node, ...], lanes: list[Lane | None]) -> Step | None:
+    """Heads side by side, turned by the same angles."""
+    lane = lanes[0]
+    if lane is None or lane.axis != 1 or rank(lane.values[0]) != 4 or any(lanes[1:]):
+        return None
+    return Step(nodes, (_lane(nodes, 0, lane.axis, lane.sizes),))
+
+
 _STEPS: dict[str, Any] = {
+    "RotaryEmbedding": _rotary,
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Split": _split,

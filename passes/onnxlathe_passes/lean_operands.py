@@ -156,9 +156,9 @@ class _Leaner:
         work, seen = [value], 0
         while work and seen < _FAR:
             node = work.pop().producer()
-            seen += 1
             if node is None or node.domain != "":
                 continue
+            seen += 1
             counts = self.counters.affine(node.outputs[0]) if node.op_type == "Range" else None
             if counts is not None and (counts.base, counts.slope, counts.dims) == (0, (1,), (size,)):
                 short = node.outputs[0]

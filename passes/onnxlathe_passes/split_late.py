@@ -107,6 +107,8 @@ class _Move:
         """Make the joint operators and Splits; return the Splits that there are now."""
         lanes = self.lanes
         before = [lanes.split, *(node for step in lanes.steps for node in step.nodes)]
+        # A part that others read as well gets another value to stand for it on the way.
+        self.inputs = {step.nodes[0]: tuple(step.nodes[0].inputs) for step in lanes.steps}
         self.join(lanes.first)
         exits = {id(lane) for lane in lanes.exits()}
         for step in lanes.steps:
@@ -145,7 +147,7 @@ class _Move:
         """The operator that does what those of the step do."""
         op, first = Builder(self.opset), step.nodes[0]
         inputs: list[ir.Value | None] = []
-        for value in first.inputs:
+        for value in self.inputs[first]:
             found = self.lanes.lane_of.get(value) if value is not None else None
             inputs.append(value if found is None else self.joint[id(found[0])])
         attributes = dict(first.attributes)

@@ -298,7 +298,7 @@ class _Job:
         if lowering:
             # Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has
             # kernels for Attention in half precision.
-            whole = f"O3,{lowering},attention,attention_layout,tidy"
+            whole = f"O3,{lowering},attention,fuse,tidy"
             text = whole if text == "default" else f"{text},{lowering}"
         return text
 
