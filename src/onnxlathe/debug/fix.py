@@ -25,6 +25,9 @@ _INLINE, _FREEZE, _BIND, _SPLIT = (
     "bind",
     "split",
 )  # what is done here rather than by a pass
+_SIZED = frozenset(
+    {"NonZero", "Compress", "Unique", "NonMaxSuppression", "ReduceSum"}
+)  # begin a size that data decide
 _SEEDED = (
     "Bernoulli",
     "Multinomial",
@@ -147,6 +150,8 @@ def mend(
         result.attempts.append(Attempt(_BIND, not problem, 0, {}, (), problem, verdict, proven))
         result.accepted = not problem
         return result
+    if not _SIZED & model.count_operators().keys():
+        pad = ""
     current, tried = diagnosis, set[str]()
     decided = decisions(model, diagnosis.findings)
     sizes = frozen_sizes(model, diagnosis.findings, decided)

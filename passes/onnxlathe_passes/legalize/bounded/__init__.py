@@ -31,7 +31,7 @@ from onnxlathe_passes.legalize.bounded import (  # noqa: F401 - registered  # no
 )
 from onnxlathe_passes.legalize.bounded.bench import Bench
 from onnxlathe_passes.legalize.bounded.follow import FOLLOWERS
-from onnxlathe_passes.legalize.bounded.prepare import Refused, prepare, sources_in
+from onnxlathe_passes.legalize.bounded.prepare import Refused, counts_in, prepare, sources_in
 from onnxlathe_passes.legalize.bounded.ragged import Ragged, Unsupported
 from onnxlathe_passes.legalize.draft import Draft
 
@@ -74,7 +74,7 @@ def bounded(model: Model, refused: Refused, *, pad: bool = False, limit: Limit =
             known[key] = refused(node)
         return known[key]
 
-    if not any(asked(node) for node in sources_in(model.graph)):
+    if not any(asked(n) for n in sources_in(model.graph)) and not any(True for _ in counts_in(model.graph)):
         return outcome
     known.clear()
     base = model.clone()

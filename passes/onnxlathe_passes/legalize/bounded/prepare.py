@@ -37,6 +37,13 @@ def sources_in(graph: ir.Graph) -> Iterator[ir.Node]:
                 yield from sources_in(inner)
 
 
+def counts_in(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Numbers of true elements of a mask that decide on a size."""
+    for node in graph:
+        if node.op_type == "ReduceSum" and _decides_a_size(node, 0) and _counted(node) is not None:
+            yield node
+
+
 def prepare(model: Model, refused: Refused, names: Names) -> list[ir.Node]:
     """Prepare a model in place; returns the sources of its main graph that are refused.
 
@@ -49,9 +56,8 @@ def prepare(model: Model, refused: Refused, names: Names) -> list[ir.Node]:
     while any(_inline(node, graph, model.opset, refused, names) for node in list(graph)):
         pass
     _expand_bodies(model, names)
-    for node in list(graph):
-        if node.op_type == "ReduceSum" and _decides_a_size(node, 0):
-            _count_by_nonzero(node, graph, names, model.opset)
+    for node in list(counts_in(graph)):
+        _count_by_nonzero(node, graph, names, model.opset)
     _forget(graph)
     # What finds the same has the same size; only then names are given to sizes.
     CommonSubexpressions().run(model, Context.of(model.ir))
@@ -140,32 +146,30 @@ def _decides_a_size(node: ir.Node, depth: int) -> bool:
     return False
 
 
-def _count_by_nonzero(node: ir.Node, graph: ir.Graph, names: Names, opset: int) -> None:
-    """How many of a mask are true, as the number that NonZero would find: a size that has a name."""
+def _counted(node: ir.Node) -> ir.Value | None:
+    """The mask whose true elements a ReduceSum counts; None where it does something else."""
     cast = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if (
-        cast is None
-        or cast.op_type != "Cast"
-        or cast.inputs[0] is None
-        or cast.inputs[0].dtype != ir.DataType.BOOL
-    ):
-        return
-    dtype, mask = node.outputs[0].dtype, cast.inputs[0]
+    mask = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    if mask is None or mask.dtype != ir.DataType.BOOL:
+        return None
     source = mask.producer()
     while source is not None and source.op_type in ("Reshape", "Flatten") and source.inputs[0] is not None:
         mask = source.inputs[0]
         source = mask.producer()
-    dims, out = dims_of(mask), dims_of(node.outputs[0])
-    if (
-        dims is None
-        or out is None
-        or any(d != 1 for d in out)
-        or dtype not in (ir.DataType.INT64, ir.DataType.INT32)
-    ):
-        return
+    out = dims_of(node.outputs[0])
+    whole = out is not None and all(d == 1 for d in out)
+    integer = node.outputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32)
+    return mask if whole and integer and dims_of(mask) is not None else None
+
+
+def _count_by_nonzero(node: ir.Node, graph: ir.Graph, names: Names, opset: int) -> None:
+    """The number that NonZero would find: a size that has a name."""
+    mask, out, dtype = _counted(node), dims_of(node.outputs[0]), node.outputs[0].dtype
+    assert mask is not None
+    assert out is not None
+    assert dtype is not None
     draft = Draft(opset)
-    found = draft.NonZero(mask)
-    count = draft.cast(draft.Shape(found, start=1, end=2), dtype)
+    count = draft.cast(draft.Shape(draft.NonZero(mask), start=-1), dtype)
     if len(out) != 1:
         count = draft.reshape(count, [1] * len(out))
     mini.install(draft, graph, node, [count], names)
