@@ -182,6 +182,11 @@ def test_plain_attention() -> None:
     check(PLAIN, "grouped_projection", GROUPED, weights=GIVEN, sizes=SMALL)
 
 
+def test_later_operators_take_heads_apart_themselves() -> None:
+    before = parse(PLAIN, 23, GIVEN)
+    assert operators(optimized(before, "grouped_projection")) == operators(before)
+
+
 def test_keys_that_are_turned_as_they_are_grouped() -> None:
     text = PLAIN.replace("k1 = Unsqueeze(k, ax)", "kx = Transpose<perm=[0, 1, 3, 2]>(k)")
     text = text.replace("kt = Transpose<perm=[0, 1, 2, 4, 3]>(k1)", "kt = Unsqueeze(kx, ax)")
@@ -345,6 +350,20 @@ def test_other_factors_go(old: str, new: str, scale: tuple[int, ...]) -> None:
         assert operators(after).count("Mul") == 0
         feeds = [samples(before, i, **sizes) for i, sizes in enumerate(SMALL)]
         assert_same(before, after, *({"x": np.abs(f["x"]) + 1} for f in feeds))
+
+
+def test_a_factor_goes_into_the_scale() -> None:
+    text = RMS.replace("z = MatMul(s, w)", "t = Transpose<perm=[0, 2, 1]>(s) z = Mul(t, half)")
+    text = text.replace("float[n, m, 3] y", "float[n, 4, m] y")
+    after = check(text, "fold_scale", [
+        "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Transpose", "Tanh",
+    ], weights=SCALE | {"scale": random(4)}, sizes=SMALL)  # fmt: skip
+    assert any(tuple(tensor.dims) == (4,) for tensor in after.graph.initializer)
+
+
+def test_a_factor_does_not_go_into_a_number() -> None:
+    text = RMS.replace("z = MatMul(s, w)", "z = Mul(s, half)").replace("m, 3] y", "m, 4] y")
+    check(text, "fold_scale", None, weights=SCALE | {"scale": np.array(3, np.float32)}, sizes=SMALL)
 
 
 @pytest.mark.parametrize("name", ["llama_dyn18_static", "llama_dyn20", "llama_ts17"])

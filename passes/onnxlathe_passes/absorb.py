@@ -201,7 +201,15 @@ def _product(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -
     indices = [
         i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v) and dims_of(v) == whole
     ]
-    return plan.either(node, indices, factor)
+    # A vector of factors, such as the scale of a normalization, takes in another one at once; a single number
+    # may be part of an activation that is written out.
+    vectors = [i for i, v in enumerate(node.inputs) if v is not None and is_constant(v) and _is_vector(v)]
+    return plan.either(node, vectors + indices, factor)
+
+
+def _is_vector(value: ir.Value) -> bool:
+    sizes = static(dims_of(value) or ())
+    return sizes is not None and max(sizes, default=1) > 1
 
 
 def _quotient(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:

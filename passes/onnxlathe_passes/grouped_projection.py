@@ -20,6 +20,7 @@ from onnxlathe.rewrite import (
     option,
     remove_unused,
 )
+from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.conditions import int64, operand, producer, used_once
 from onnxlathe_passes.head_regions import HeadRegion, Part
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
@@ -37,7 +38,8 @@ class GroupedProjection(Pass):
     The columns of a constant weight (and bias) are put in another order, so that one Reshape and one
     Transpose make `[batch, groups, times + 2, seq, size]`, and what a Split takes out of that is in groups
     already: queries need no Reshape, keys and values no Unsqueeze. What is between, such as a rotary
-    embedding or a normalization of each head, is done in five axes. Done where it leaves fewer nodes.
+    embedding or a normalization of each head, is done in five axes. Done where it leaves fewer nodes, and
+    before opset 23: then there are RotaryEmbedding and Attention, which take the heads apart themselves.
     """
 
     name = "grouped_projection"
@@ -59,6 +61,8 @@ class GroupedProjection(Pass):
     max_copy: Bytes = option(1 << 20, "largest weight that is copied because something else uses it too")
 
     def run(self, model: Model, context: Context) -> int:
+        if model.opset >= Attention.min_opset:
+            return 0
         return sum(
             _Graph(graph, model.opset, self.max_copy, context).run(self.name)
             for graph in graphs_with_weights(model)
