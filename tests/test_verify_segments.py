@@ -173,6 +173,7 @@ def test_weights_are_mapped_and_not_copied(tmp_path: Path, runtime: RuntimeProce
     save_mapped(model, folder / "model.onnx")
     listed = json.loads((folder / f"model.onnx{WEIGHTS_LIST}").read_text())
     assert {w["name"] for w in listed} == {"w", "b"}
+    assert all(w["path"] == str(tmp_path / "in.onnx") for w in listed)
     assert sum(p.stat().st_size for p in folder.iterdir()) < 4096
     x = rng.standard_normal((2, 64)).astype(np.float32)
     write(tmp_path / "feed.npz", {"x": x})
@@ -188,7 +189,8 @@ def test_weights_are_mapped_and_not_copied(tmp_path: Path, runtime: RuntimeProce
     again = tmp_path / "again"
     again.mkdir()
     save_mapped(model, again / "model.onnx")
-    assert json.loads((again / f"model.onnx{WEIGHTS_LIST}").read_text()) == []
+    listed = json.loads((again / f"model.onnx{WEIGHTS_LIST}").read_text())
+    assert {w["path"] for w in listed} == {str(again / "model.onnx.data")}
     runtime.open(again / "model.onnx")
     runtime.run(tmp_path / "feed.npz", tmp_path / "out.npz")
     with Stored(tmp_path / "out.npz") as stored:
@@ -199,10 +201,16 @@ def test_weights_are_mapped_and_not_copied(tmp_path: Path, runtime: RuntimeProce
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = memory.available_memory()
     assert free > 1 << 20
-    limit, usage = tmp_path / "max", tmp_path / "current"
-    limit.write_text("1000000\n")
-    usage.write_text("400000\n")
-    monkeypatch.setattr(memory, "_CGROUPS", ((str(limit), str(usage)),))
+    group = tmp_path / "memory" / "mine"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("1000000\n")
+    (group / "memory.stat").write_text("cache 5000\nrss 400000\n")
+    (tmp_path / "membership").write_text("3:cpu:/\n2:memory:/mine\n")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "membership")
     assert memory.available_memory() == 600000
-    limit.write_text("max\n")
+    (tmp_path / "membership").write_text("0::/outside/of/the/container\n")
+    (tmp_path / "memory.max").write_text("700000\n")
+    assert memory.available_memory() == 700000
+    (tmp_path / "memory.max").write_text("max\n")
     assert memory.available_memory() > 1 << 20

@@ -45,18 +45,28 @@ def save_mapped(model: Model, path: Path) -> None:
         return ("mapped", 0) if id(tensor) in mapped else places.get(id(tensor))
 
     _write(path, _Plan(_pieces(Skeleton(model.ir, place)), data_name, data))
-    weights = [_entry(value) for value in _mappable(model)]
+    weights = [_entry(v, v.const_value.file.path, v.const_value.offset) for v in _mappable(model)]  # type: ignore[union-attr]
+    computed = {id(tensor): offset for offset, tensor in data}
+    weights += [
+        _entry(value, path.with_name(data_name), computed[id(value.const_value)])
+        for value in model.graph.initializers.values()
+        if id(value.const_value) in computed and _has_numpy_type(value.const_value)
+    ]
     path.with_name(path.name + WEIGHTS_LIST).write_text(json.dumps(weights), encoding="utf-8")
 
 
-def _entry(value: ir.Value) -> dict[str, Any]:
+def _has_numpy_type(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is not None and (tensor.dtype in _PLAIN or tensor.dtype == ir.DataType.BFLOAT16)
+
+
+def _entry(value: ir.Value, path: Path, offset: int) -> dict[str, Any]:
     tensor = value.const_value
-    assert isinstance(tensor, FileTensor)
+    assert tensor is not None
     plain = tensor.dtype in _PLAIN
     return {
         "name": value.name,
-        "path": os.path.abspath(tensor.file.path),
-        "offset": tensor.offset,
+        "path": os.path.abspath(path),
+        "offset": offset,
         "shape": list(tensor.shape.numpy()),
         "dtype": str(tensor.dtype.numpy()) if plain else "uint16",
         "exotic": 0 if plain else tensor.dtype.value,
@@ -68,9 +78,7 @@ def _mappable(model: Model) -> Iterator[ir.Value]:
     there: dict[int, bool] = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if not isinstance(tensor, FileTensor) or tensor.nbytes < MIN_PAYLOAD:
-            continue
-        if tensor.dtype not in _PLAIN and tensor.dtype != ir.DataType.BFLOAT16:
+        if not isinstance(tensor, FileTensor) or tensor.nbytes < MIN_PAYLOAD or not _has_numpy_type(tensor):
             continue
         if id(tensor.file) not in there:
             there[id(tensor.file)] = False
