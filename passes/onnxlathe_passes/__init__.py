@@ -7,6 +7,7 @@ the members of a group are tried.
 
 from onnxlathe.rewrite import Pass
 from onnxlathe_passes.affine import Bias, InputScale, Scale
+from onnxlathe_passes.affine_chain import AffineChain, TwoFactors
 from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.attention_layout import AttentionLayout
 from onnxlathe_passes.batchnorm import ConvBatchNorm
@@ -14,6 +15,7 @@ from onnxlathe_passes.casts import CastChain, NoopCast
 from onnxlathe_passes.clamps import ClampChain
 from onnxlathe_passes.concats import ConcatChain, ConcatEmpty
 from onnxlathe_passes.constant_chains import OffsetChain, ScaleChain
+from onnxlathe_passes.conv_crop import ConvCrop
 from onnxlathe_passes.counting_gathers import CountingGather
 from onnxlathe_passes.cse import CommonSubexpressions
 from onnxlathe_passes.dead import Dead
@@ -24,6 +26,7 @@ from onnxlathe_passes.fold_scale import FoldScale
 from onnxlathe_passes.full_rank import FullRank
 from onnxlathe_passes.gelu import Gelu
 from onnxlathe_passes.gemm import GemmFactors, GemmTranspose, MatMulAdd
+from onnxlathe_passes.global_pool import GlobalPool
 from onnxlathe_passes.grouped_heads import GroupedHeads
 from onnxlathe_passes.grouped_projection import GroupedProjection
 from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
@@ -32,6 +35,7 @@ from onnxlathe_passes.layernorm import LayerNorm
 from onnxlathe_passes.lean_operands import LeanOperands
 from onnxlathe_passes.legalize import Legalize
 from onnxlathe_passes.mish import Mish
+from onnxlathe_passes.moves import MoveChain
 from onnxlathe_passes.neutral import Neutral, SingleOperand, WhereChosen
 from onnxlathe_passes.noop_views import (
     NoopPad,
@@ -45,20 +49,25 @@ from onnxlathe_passes.noop_views import (
 from onnxlathe_passes.opset import Opset
 from onnxlathe_passes.pad import PadInto
 from onnxlathe_passes.pad_chain import PadChain
+from onnxlathe_passes.pointwise_conv import PointwiseConv
 from onnxlathe_passes.precision import Precision
 from onnxlathe_passes.projections import MergeProjections
 from onnxlathe_passes.reciprocal import Reciprocal
 from onnxlathe_passes.reductions import NoopReduce, ReduceChain, ReduceKeepdims
 from onnxlathe_passes.repeated import Idempotent, Involution
 from onnxlathe_passes.reshape_target import ReshapeTarget
+from onnxlathe_passes.resize_scales import ResizeScales
 from onnxlathe_passes.rmsnorm import RMSNorm
+from onnxlathe_passes.rolls import Roll
 from onnxlathe_passes.rotary import Rotary
 from onnxlathe_passes.rotate_half import RotateHalf
 from onnxlathe_passes.sequences import Sequences
 from onnxlathe_passes.shapes import Shapes
+from onnxlathe_passes.slice_partition import GatherSlice, SlicePartition
 from onnxlathe_passes.slices import SliceChain
 from onnxlathe_passes.softmax_guard import SoftmaxGuard
 from onnxlathe_passes.softplus import Softplus
+from onnxlathe_passes.space_to_depth import FocusConv, SpaceToDepth
 from onnxlathe_passes.split_gather import SplitGather
 from onnxlathe_passes.split_late import SplitLate
 from onnxlathe_passes.swish import Swish
@@ -107,6 +116,11 @@ PASSES: list[type[Pass]] = [
     CommonSubexpressions,
     Dead,
     PadInto,
+    GlobalPool,
+    ConvCrop,
+    FocusConv,
+    SpaceToDepth,
+    ResizeScales,
     ConvBatchNorm,
     Bias,
     Scale,
@@ -114,6 +128,7 @@ PASSES: list[type[Pass]] = [
     MatMulAdd,
     GemmTranspose,
     GemmFactors,
+    AffineChain,
     LayerNorm,
     RMSNorm,
     Gelu,
@@ -126,12 +141,18 @@ PASSES: list[type[Pass]] = [
     FlatGemm,
     SoftmaxGuard,
     ViewTranspose,
+    MoveChain,
+    PointwiseConv,
     ReshapeTarget,
     CountingGather,
     LeanOperands,
     FoldScale,
+    TwoFactors,
+    Roll,
+    GatherSlice,
     Rotary,
     RotateHalf,
+    SlicePartition,
     MergeProjections,
     SplitLate,
     AttentionLayout,

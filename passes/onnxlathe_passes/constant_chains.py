@@ -15,10 +15,10 @@ _INTEGERS = frozenset({T.INT8, T.INT16, T.INT32, T.INT64, T.UINT8, T.UINT16, T.U
 # Half of a type's bits of precision, and of its range of exponents: with constants inside of these, one
 # rounding instead of two is all that changes.
 _HALF_PRECISION = {T.FLOAT16: 2.0**5, T.BFLOAT16: 2.0**4, T.FLOAT: 2.0**12, T.DOUBLE: 2.0**26}
-_HALF_RANGE = {T.FLOAT16: 2.0**7, T.BFLOAT16: 2.0**20, T.FLOAT: 2.0**20, T.DOUBLE: 2.0**100}
+HALF_RANGE = {T.FLOAT16: 2.0**7, T.BFLOAT16: 2.0**20, T.FLOAT: 2.0**20, T.DOUBLE: 2.0**100}
 
 
-def _with_constant(node: ir.Node) -> tuple[ir.Value, Array] | None:
+def with_constant(node: ir.Node) -> tuple[ir.Value, Array] | None:
     """The operands of a node as a tensor and a constant; the constant of Sub and Div is the right one."""
     left, right = node.inputs
     array = small_constant(right)
@@ -30,7 +30,7 @@ def _with_constant(node: ir.Node) -> tuple[ir.Value, Array] | None:
     return None
 
 
-def _joined(left: Array, right: Array, compute: Any, dtype: ir.DataType) -> Array | None:
+def joined(left: Array, right: Array, compute: Any, dtype: ir.DataType) -> Array | None:
     """The constants combined, floats in double precision."""
     try:
         with np.errstate(all="ignore"):
@@ -45,7 +45,7 @@ def _joined(left: Array, right: Array, compute: Any, dtype: ir.DataType) -> Arra
     return np.asarray(result)
 
 
-def _moderate(arrays: list[Array], limit: float, *, from_below: bool) -> bool:
+def moderate(arrays: list[Array], limit: float, *, from_below: bool) -> bool:
     """Whether all numbers are well inside of the type's limits (or 0)."""
     for array in arrays:
         sizes = np.abs(array.astype(np.float64))
@@ -83,31 +83,29 @@ class ScaleChain(NodeRule):
     visits = ("Mul", "Div")
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
-        outer = _with_constant(node)
+        outer = with_constant(node)
         below = producer(outer[0], "Mul", "Div") if outer is not None else None
         if outer is None or below is None or not used_once(outer[0]):
             return None
-        inner, dtype = _with_constant(below), outer[0].dtype
+        inner, dtype = with_constant(below), outer[0].dtype
         if inner is None or dtype is None:
             return None
         (x, a), b = inner, outer[1]
         kinds = (below.op_type, node.op_type)
         if dtype in FLOATS:
-            if not _moderate([a, b], _HALF_RANGE[dtype], from_below=True):
+            if not moderate([a, b], HALF_RANGE[dtype], from_below=True):
                 return None
         elif dtype not in _INTEGERS or kinds != ("Mul", "Mul"):
             return None
         if (kinds[0] == "Div" and not a.all()) or (kinds[1] == "Div" and not b.all()):
             return None
         if kinds == ("Mul", "Div"):
-            factor = _joined(a, b, np.divide, dtype)
+            factor = joined(a, b, np.divide, dtype)
         elif kinds == ("Div", "Mul"):
-            factor = _joined(b, a, np.divide, dtype)
+            factor = joined(b, a, np.divide, dtype)
         else:
-            factor = _joined(a, b, np.multiply, dtype)
-        if factor is None or (
-            dtype in FLOATS and not _moderate([factor], _HALF_RANGE[dtype], from_below=True)
-        ):
+            factor = joined(a, b, np.multiply, dtype)
+        if factor is None or (dtype in FLOATS and not moderate([factor], HALF_RANGE[dtype], from_below=True)):
             return None
         constant = op.constant(factor, dtype)
         return op.Div(x, constant) if kinds == ("Div", "Div") else op.Mul(x, constant)
@@ -133,26 +131,26 @@ class OffsetChain(NodeRule):
     visits = ("Add", "Sub")
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
-        outer = _with_constant(node)
+        outer = with_constant(node)
         below = producer(outer[0], "Add", "Sub") if outer is not None else None
         if outer is None or below is None or not used_once(outer[0]):
             return None
-        inner, dtype = _with_constant(below), outer[0].dtype
+        inner, dtype = with_constant(below), outer[0].dtype
         if inner is None or dtype is None:
             return None
         (x, a), b = inner, outer[1]
         if dtype in FLOATS:
-            if not _moderate([a, b], _HALF_PRECISION[dtype], from_below=False):
+            if not moderate([a, b], _HALF_PRECISION[dtype], from_below=False):
                 return None
         elif dtype not in _INTEGERS:
             return None
         kinds = (below.op_type, node.op_type)
         if kinds == ("Add", "Sub"):
-            term = _joined(a, b, np.subtract, dtype)
+            term = joined(a, b, np.subtract, dtype)
         elif kinds == ("Sub", "Add"):
-            term = _joined(b, a, np.subtract, dtype)
+            term = joined(b, a, np.subtract, dtype)
         else:
-            term = _joined(a, b, np.add, dtype)
+            term = joined(a, b, np.add, dtype)
         if term is None or (dtype in FLOATS and not _keeps_its_size(term, a, b)):
             return None
         constant = op.constant(term, dtype)
