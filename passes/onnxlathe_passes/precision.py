@@ -27,6 +27,7 @@ from onnxlathe_passes.opset import Opset
 from onnxlathe_passes.precision_apply import Applier
 from onnxlathe_passes.precision_cut import Unit, choose
 from onnxlathe_passes.precision_plan import Plan, Planner
+from onnxlathe_passes.precision_scale import rescale
 from onnxlathe_passes.precision_spell import spell_out
 from onnxlathe_passes.precision_weights import Weights
 
@@ -85,8 +86,10 @@ class Precision(Pass):
         if low == FLOAT32 and not any(dtype != FLOAT32 for dtype, _ in selection.nodes.values()):
             context.note("nothing is lowered: the type is float32, and no constraint names another")
             return 0
-        spell_out(model, low, selection, context)
         weights = Weights(context.names.value)
+        spell_out(model, low, selection, context)
+        if self.protect:
+            rescale(model, low, selection, weights, context)
         planner = Planner(
             model, low, selection, weights, context, keep_io=self.keep_io_types, protect=self.protect
         )

@@ -22,6 +22,7 @@ from onnxlathe_passes.precision_rules import (
     angles,
     heads,
     indices,
+    is_bias,
     is_kept,
     protection,
     unsupported,
@@ -268,7 +269,7 @@ class Planner:
                     self.plan.limits[node, index] = MASK
                 else:
                     return f"constant '{value.name}' reaches {loss.largest:.3g}, beyond float16's 65504"
-            elif loss.underflow:
+            elif loss.underflow and not (loss.size > 1 and is_bias(node, index)):
                 return f"constant '{value.name}': {loss.underflow}"
         return ""
 

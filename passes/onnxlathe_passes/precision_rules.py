@@ -59,6 +59,12 @@ KEPT_INPUTS = {"Resize": (1, 2), "Upsample": (1,), "Dropout": (1,), "OneHot": (0
 KEPT_OUTPUTS = {"LayerNormalization": (1, 2)}
 """Results that stay float32: the statistics, as stash_type says."""
 
+_BIAS = {
+    "Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LayerNormalization": 2, "InstanceNormalization": 2,
+    "GroupNormalization": 2, "BatchNormalization": 2, "LSTM": 3, "GRU": 3, "RNN": 3,
+}  # fmt: skip
+"""The operand that is added at the end."""
+
 _DTYPE_ATTRIBUTE = frozenset(
     {
         "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "EyeLike", "Bernoulli",
@@ -158,6 +164,22 @@ def is_kept(node: ir.Node, index: int, output: bool) -> bool:
         return False
     table = KEPT_OUTPUTS if output else KEPT_INPUTS
     return index in table.get(node.op_type, ())
+
+
+def is_bias(node: ir.Node, index: int) -> bool:
+    """Whether an operand is added to a product.
+
+    Float16 changes such an operand by 2⁻²⁵ at most, as it does the sum: what vanishes there is no further loss.
+    (Keys in attention have such biases, since nothing ever moves them in training, and folded normalizations.)
+    An epsilon is another matter: it is a single number, and something is divided by the sum.
+    """
+    if node.domain != "":
+        return False
+    if node.op_type == "Add":
+        other = node.inputs[1 - index]
+        maker = other.producer() if other is not None else None
+        return maker is not None and maker.domain == "" and maker.op_type in HEAVY
+    return _BIAS.get(node.op_type) == index
 
 
 def protection(node: ir.Node, opset: int) -> str:

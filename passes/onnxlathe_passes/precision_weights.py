@@ -134,6 +134,7 @@ class Weights:
         self._made: dict[tuple[int, ir.DataType, float | None], ir.Value] = {}
         self._kept: list[ir.TensorProtocol] = []  # identities stay taken
         self._losses: dict[int, Loss] = {}
+        self._lossy: dict[int, Loss] = {}
         self.converted = 0
 
     def loss(self, tensor: ir.TensorProtocol, dtype: ir.DataType) -> Loss:
@@ -166,9 +167,11 @@ class Weights:
             graph.register_initializer(made)
             self._made[key] = made
             self.converted += 1
+            if dtype == FLOAT16 and id(tensor) in self._losses:
+                self._lossy[id(tensor)] = self._losses[id(tensor)]
         return made
 
     def underflows(self) -> tuple[int, int, int]:
-        """Of all that was measured: tensors with elements that vanish, such elements, all elements of those."""
-        lossy = [loss for loss in self._losses.values() if loss.vanishing]
+        """Of all that became float16: tensors with elements that vanish, such elements, all elements of those."""
+        lossy = [loss for loss in self._lossy.values() if loss.vanishing]
         return len(lossy), sum(loss.vanishing for loss in lossy), sum(loss.size for loss in lossy)
