@@ -240,7 +240,7 @@ def remedies(
     if any(f.top for f in diagnosis.findings):
         found += [f"{_INLINE},{p}" for p in (_FIRST, last) if p in found]
     if pad and _exists(padding, registry):  # another interface: only where nothing else helps
-        found.append(padding)
+        found += [padding, f"{_FIRST},{padding}"]
     if diagnosis.only_at:
         found.append(_frozen(diagnosis.only_at))
     found += [f"{_frozen(size)},{p}" for size in sizes for p in (_FIRST, f"{_FIRST},{last}")]
