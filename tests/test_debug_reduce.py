@@ -129,6 +129,25 @@ def test_a_planted_refusal_in_3000_nodes(parser: Oracle, tmp_path: Path) -> None
 
 
 @needs_rtx
+def test_to_reduce_a_refusal_of_the_parser_nothing_large_is_built(tmp_path: Path) -> None:
+    asked: list[bool | None] = []
+
+    class Recording(Oracle):
+        def ask(self, model: Any, *, build: bool | None = None, timeout: float | None = None) -> Any:
+            asked.append(build)
+            return super().ask(model, build=build, timeout=timeout)
+
+    work = work_of(large("refusal"), tmp_path)
+    with Recording(find_target("rtx")) as oracle:
+        diagnosis = diagnose(tmp_path / "m.onnx", oracle, work=work, build_rest=False)
+    assert [f.node for f in diagnosis.findings] == ["planted"]
+    assert asked[0] is None, "the whole model is asked about as it is: the parser refuses it first"
+    assert asked[1:]
+    assert not any(asked[1:])
+    assert any("builder was not asked" in note for note in diagnosis.notes)
+
+
+@needs_rtx
 def test_bisection_needs_no_suspects(rtx: Oracle, tmp_path: Path) -> None:
     work = work_of(large("refusal", 400, 333), tmp_path)
     hearing = rtx.ask(tmp_path / "m.onnx", build=False)

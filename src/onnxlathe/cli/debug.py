@@ -156,7 +156,11 @@ class _Job:
             # A file that was repaired while it was loaded is asked about as it is.
             source = model if options["bound"] else self.source
             work = Workpiece(model)
-            diagnosis = diagnose(source, oracle, work=work, budget=options["budget"], progress=say)
+            # One cause is enough for the smallest model; a named one may be the builder's.
+            thorough = not options["reducing"] or bool(options["cause"])
+            diagnosis = diagnose(
+                source, oracle, work=work, budget=options["budget"], build_rest=thorough, progress=say
+            )
             if not (options["reducing"] or options["fixing"]):
                 self._show(diagnosis)
                 return 0 if diagnosis.accepted else 1

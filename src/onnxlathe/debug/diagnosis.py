@@ -158,6 +158,7 @@ def diagnose(
     *,
     work: Workpiece | None = None,
     budget: float = 600.0,
+    build_rest: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
     """Ask the target about a model until every refused node is known.
@@ -167,6 +168,8 @@ def diagnose(
         oracle: the target.
         work: the same model, where somebody has it ready to be cut.
         budget: seconds; what is known by then is the answer.
+        build_rest: where the parser refuses nodes, ask the builder about the others, which takes as long as a
+            build does.
         progress: called with what is being done.
 
     Raises:
@@ -191,7 +194,11 @@ def diagnose(
             result.notes.append(
                 f"an engine for one size can be built ({sizes}); for a range of sizes it cannot"
             )
-        _Search(work, oracle, result, started + budget, progress).run(hearing)
+        search = _Search(work, oracle, result, started + budget, progress)
+        if not hearing.parsed and not build_rest and oracle.build:
+            search.build = False
+            result.notes.append("the builder was not asked about what the parser takes")
+        search.run(hearing)
     result.remarks = remarks(work, target)
     result.questions, result.seconds = oracle.asked - asked, time.perf_counter() - started
     return result
@@ -224,6 +231,9 @@ class _Search:
         self.seen: set[tuple[str, str]] = set()
         self.by_data: set[int] = set()  # refused, and how much they give depends on data
         self.behind: set[int] = set()  # refused for what such nodes give
+        self.build: bool | None = (
+            None  # whether the builder is asked about the rest; None: as the oracle does
+        )
 
     def run(self, first: Hearing) -> None:
         kept = list(range(len(self.work.nodes)))
@@ -231,7 +241,7 @@ class _Search:
             self.locator.inner = min(
                 self.oracle.timeout, max(5.0, min(self.oracle.timeout / 4, 4 * first.seconds))
             )
-        elif first.seconds:
+        elif first.parsed:  # otherwise nobody knows yet how long a build takes
             self.locator.inner = min(self.oracle.timeout, max(20.0, 10 * first.seconds))
         hearing = self._ask(kept)
         if hearing is None or hearing.accepted:
@@ -259,7 +269,7 @@ class _Search:
 
     def _ask(self, kept: Sequence[int]) -> Hearing | None:
         try:
-            return self.oracle.ask(self.work.part(kept), timeout=self.locator.inner)
+            return self.oracle.ask(self.work.part(kept), build=self.build, timeout=self.locator.inner)
         except UncutError as error:
             self.result.notes.append(f"the rest could not be examined: {error}")
             return None
