@@ -193,6 +193,13 @@ def test_keys_that_are_turned_as_they_are_grouped() -> None:
     check(text, "grouped_projection", GROUPED, weights=GIVEN, sizes=SMALL)
 
 
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1, 3)])
+def test_constants_follow_their_heads(shape: tuple[int, ...]) -> None:
+    text = PLAIN.replace("q, k, v = Split<axis=1>(t, z)", "u = Mul(each, t) q, k, v = Split<axis=1>(u, z)")
+    expected = [*GROUPED[:3], "Mul", *GROUPED[3:]]
+    check(text, "grouped_projection", expected, weights=GIVEN | {"each": random(*shape)}, sizes=SMALL)
+
+
 def test_heads_in_one_chain_of_moves() -> None:
     """As `move_chain` leaves values: a Reshape to five axes and one Transpose."""
     text = PLAIN.replace("v1 = Unsqueeze(v, ax)", "").replace("q, k, v =", "q, k =")
@@ -235,7 +242,7 @@ _PAST = "{0}p = Concat<axis=2>(past, {0}) {0}1 = Unsqueeze({0}p, ax)"
         ("h = Reshape(p, hs)", "pe = Add(p, e) h = Reshape(pe, hs)", "float[n, m, 24] e", ""),
         ("p = MatMul(x, w)", "wr = Relu(w0) p = MatMul(x, wr)", "float[4, 24] w0", ""),
         ("p = MatMul(x, w)", "x0 = Concat<axis=1>(x, x) p0 = MatMul(x0, w) p = Relu(p0)", "", ""),
-        ("q1 = Reshape(q, qs)", "qe = Add(q, per_head) q1 = Reshape(qe, qs)", "", ""),
+        ("q1 = Reshape(q, qs)", "qe = Add(q, heads) q1 = Reshape(qe, qs)", "float[4, 1, 1] heads", ""),
         ("q1 = Reshape(q, qs)", "qe = Softmax<axis=1>(q) q1 = Reshape(qe, qs)", "", ""),
         (_KEYS, "ka, kb = Split<axis=1>(k, one) kc = Concat<axis=1>(kb, ka) k1 = Unsqueeze(kc, ax)", "", ""),
     ],
@@ -253,7 +260,7 @@ def test_heads_that_stay(old: str, new: str, given_too: str, made_too: str) -> N
         text = text.replace("=> (", f"=> ({made_too}, ")
     if "x0" in new:
         text = text.replace("2, 2, m, 3] y", "2, 2, d, 3] y")
-    given_weights = GIVEN | {"per_head": random(4, 1, 1), "one": number(1, 1)}
+    given_weights = GIVEN | {"one": number(1, 1)}
     pipeline = "grouped_projection" + ("(max_copy=0)" if "(w)" in new else "")
     check(text, pipeline, None, weights=given_weights, sizes=SMALL)
 
@@ -359,6 +366,22 @@ def test_a_factor_goes_into_the_scale() -> None:
         "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Transpose", "Tanh",
     ], weights=SCALE | {"scale": random(4)}, sizes=SMALL)  # fmt: skip
     assert any(tuple(tensor.dims) == (4,) for tensor in after.graph.initializer)
+
+
+def test_a_factor_goes_past_other_vectors() -> None:
+    """Such as cosines, which others need as they are."""
+    text = """
+    g (float[n, 4] x) => (float[n, 3] y) {
+        p = MatMul(x, w)
+        c = Mul(p, cos)
+        z = Mul(c, half)
+        y = Tanh(z)
+    }"""
+    cosines = random(3)
+    given_weights = {"w": random(4, 3), "cos": cosines, "half": SCALE["half"]}
+    after = check(text, "fold_scale", ["MatMul", "Mul", "Tanh"], weights=given_weights, sizes=[{"n": 2}])
+    arrays = [onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer]
+    assert any(np.array_equal(array, cosines) for array in arrays)
 
 
 def test_a_factor_does_not_go_into_a_number() -> None:

@@ -31,6 +31,7 @@ from onnxlathe_passes.grouped_heads import GroupedHeads
 from onnxlathe_passes.grouped_projection import GroupedProjection
 from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
 from onnxlathe_passes.identity import Dropout, Identity
+from onnxlathe_passes.joint_norms import JointNorms
 from onnxlathe_passes.layernorm import LayerNorm
 from onnxlathe_passes.lean_operands import LeanOperands
 from onnxlathe_passes.legalize import Legalize
@@ -154,6 +155,7 @@ PASSES: list[type[Pass]] = [
     RotateHalf,
     SlicePartition,
     MergeProjections,
+    JointNorms,
     SplitLate,
     AttentionLayout,
     GroupedHeads,

@@ -19,6 +19,7 @@ from onnxlathe_passes.conditions import FLOATS, from_front, operand
 from onnxlathe_passes.elementwise import HALF_TYPES
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import groups, static
+from onnxlathe_passes.rmsnorm import is_rms_scale
 from onnxlathe_passes.weights import Array, may_copy
 
 _FAR = 32
@@ -201,15 +202,10 @@ def _product(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -
     indices = [
         i for i, v in enumerate(node.inputs) if v is not None and not is_constant(v) and dims_of(v) == whole
     ]
-    # A vector of factors, such as the scale of a normalization, takes in another one at once; a single number
-    # may be part of an activation that is written out.
-    vectors = [i for i, v in enumerate(node.inputs) if v is not None and is_constant(v) and _is_vector(v)]
-    return plan.either(node, vectors + indices, factor)
-
-
-def _is_vector(value: ir.Value) -> bool:
-    sizes = static(dims_of(value) or ())
-    return sizes is not None and max(sizes, default=1) > 1
+    # The scale of a normalization takes the factor in: what is above it is not linear.
+    if is_rms_scale(node, plan.opset):
+        indices = [i for i, v in enumerate(node.inputs) if is_constant(v)]
+    return plan.either(node, indices, factor)
 
 
 def _quotient(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxlathe.rewrite import Builder, NodeRule, is_constant
 from onnxlathe_passes.conditions import FLOATS, Array, producer, small_constant, used_once
+from onnxlathe_passes.rmsnorm import is_rms_scale
 
 T = ir.DataType
 _INTEGERS = frozenset({T.INT8, T.INT16, T.INT32, T.INT64, T.UINT8, T.UINT16, T.UINT32, T.UINT64})
@@ -67,7 +68,8 @@ class ScaleChain(NodeRule):
     """(x * a) * b = x * (a*b); (x / a) / b = x / (a*b); (x * a) / b = x * (a/b); (x / a) * b = x * (b/a).
 
     For floating point, where a and b are far from the limits of their type; integers only multiply. The
-    constants are combined in double precision.
+    constants are combined in double precision. The scale of an RMS normalization stays a vector before
+    opset 23: ONNX Runtime fuses the whole only.
     """
 
     name = "scale_chain"
@@ -92,6 +94,8 @@ class ScaleChain(NodeRule):
             return None
         (x, a), b = inner, outer[1]
         kinds = (below.op_type, node.op_type)
+        if b.ndim > 1 and below.op_type == "Mul" and is_rms_scale(below, op.opset):
+            return None
         if dtype in FLOATS:
             if not moderate([a, b], HALF_RANGE[dtype], from_below=True):
                 return None

@@ -21,7 +21,7 @@ from onnxlathe.rewrite import (
     remove_unused,
 )
 from onnxlathe_passes.attention import Attention
-from onnxlathe_passes.conditions import int64, operand, producer, used_once
+from onnxlathe_passes.conditions import int64, operand, producer, rank, used_once
 from onnxlathe_passes.head_regions import HeadRegion, Part
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.regroup import reshaped, split, static, target
@@ -100,7 +100,7 @@ class _Graph:
         turned = sum(goal.turned for goal in region.goals.values())
         views = {v for v, dims in region.views() if (v, dims) not in self.views}
         # One Unsqueeze more is joined to the one that is there.
-        views = {v for v in views if not is_constant(v) and producer(v, "Unsqueeze") is None}
+        views = {v for v in views if not is_constant(v) and producer(_unsigned(v)[0], "Unsqueeze") is None}
         return len(region.moves) - 2 - turned - len(views)
 
     def weights(self, region: HeadRegion) -> list[tuple[ir.Node, int]] | None:
@@ -205,14 +205,19 @@ class _Graph:
         elif "axis" in attributes:
             attributes["axis"] = -1  # type: ignore[assignment]
         else:
-            place = region.at(region.common(node))
             for index, value in enumerate(node.inputs):
-                wanted = (
-                    region.beside(value, place) if value is not None and value not in region.parts else None
-                )
-                if value is not None and wanted is not None:
-                    inputs[index] = self.view(op, value, wanted)
+                if value is not None and value not in region.parts:
+                    inputs[index] = self.beside(op, region, node, value)
         return op.node(node.op_type, inputs, attributes).outputs
+
+    def beside(self, op: Builder, region: HeadRegion, node: ir.Node, value: ir.Value) -> ir.Value:
+        """What an operator on heads combines them with, for heads in groups."""
+        part = region.common(node)
+        each = region.each(value, region.at(part), part)
+        if each is not None:
+            return op.constant(each, value.dtype, name=value.name or "")
+        wanted = region.beside(value, region.at(part), part)
+        return value if wanted is None else self.view(op, value, wanted)
 
     def view(self, op: Builder, value: ir.Value, dims: Dims) -> ir.Value:
         """An operand in another shape, made once for all regions; a constant belongs to `op`."""
@@ -223,13 +228,29 @@ class _Graph:
             found = derived(op, value, sizes, lambda: source.numpy().reshape(sizes))
         elif found is None:
             own = Builder(self.opset)
+            sine, signs = _unsigned(value)
             adds_axis = dims_of(value) == (dims[0], *dims[2:])
-            found = unsqueeze(own, value, [1]) if adds_axis else reshaped(own, value, dims)
+            if signs is not None:
+                found = own.Mul(self.view(op, sine, dims), signs)
+            else:
+                found = unsqueeze(own, value, [1]) if adds_axis else reshaped(own, value, dims)
             made_by = value.producer()
             place = self.places[made_by] + 1 if made_by is not None and made_by in self.places else 0
             insert(own, next(n for n in self.nodes[place:] if n.graph is self.graph), self.context)
         self.views[value, dims] = found
         return found
+
+
+def _unsigned(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """A sine without the signs that `rotate_half` gave it, and these; so that its Unsqueeze stays one."""
+    product = producer(value, "Mul")
+    if product is not None:
+        for source, signs in (product.inputs, product.inputs[::-1]):
+            if source is None or signs is None or is_constant(source) or not is_constant(signs):
+                continue
+            if (rank(signs) or 0) <= 1 and dims_of(source) == dims_of(value):
+                return source, signs
+    return value, None
 
 
 def _reordered(op: Builder, value: ir.Value, heads: Sequence[int], size: int) -> ir.Value:

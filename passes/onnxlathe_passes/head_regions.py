@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import NoMatch, attribute, reject, require
-from onnxlathe_passes.conditions import from_front, numbers, operand, rank
+from onnxlathe_passes.conditions import from_front, numbers, operand, rank, small_constant
 from onnxlathe_passes.lanes import ELEMENTWISE
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import static, target
@@ -285,7 +286,7 @@ class HeadRegion:
         if node.op_type in ELEMENTWISE:
             for value in node.inputs:
                 if value is not None and value not in self.parts:
-                    self.beside(value, place)
+                    self.beside(value, place, part)
         elif node.op_type == "Concat":
             require(
                 self.last_axis(node) and all(v in self.parts for v in node.inputs), "it joins other things"
@@ -363,17 +364,22 @@ class HeadRegion:
         found = numbers(axes) if axes is not None else given
         require(found is not None and from_front(found, 4) == [3], "it is not along the channels")
 
-    def beside(self, value: ir.Value, place: int) -> Dims | None:
+    def beside(self, value: ir.Value, place: int, part: Part) -> Dims | None:
         """The shape that an operand of the heads needs beside groups; `None` where it fits as it is.
 
+        What a constant has for each head goes where the head goes: see `each`.
+
         Raises:
-            NoMatch: it differs between heads, or cannot be given that shape.
+            NoMatch: it differs between heads and is no constant, or cannot be given that shape.
         """
         dims = dims_of(value)
         require(dims is not None and None not in dims and len(dims) <= 4, "an operand's shape is not known")
         assert dims is not None
         padded = (*(1,) * (4 - len(dims)), *dims)
-        require(padded[place] == 1, "an operand differs between heads")
+        if padded[place] != 1:
+            require(padded[place] == part.count, "an operand is not one for each head")
+            require(small_constant(value) is not None, "an operand that differs between heads is computed")
+            return None
         batch, seq, size = (padded[axis] for axis in range(4) if axis != place)
         # Operands of four axes get five, as TensorRT makes several layers of every operand of lower rank.
         if len(dims) < 4 and batch == 1 and (place == 1 or seq == 1):
@@ -382,16 +388,30 @@ class HeadRegion:
         require(target(dims, wanted) is not None, "an operand's shape cannot be written down")
         return wanted
 
+    def each(self, value: ir.Value | None, place: int, part: Part) -> Any:
+        """A constant that differs between heads, for heads in groups; `None` if it does not."""
+        array = small_constant(value)
+        if array is None or array.ndim + place < 4 or array.ndim > 4 or part.count == 1:
+            return None
+        array = array.reshape((1,) * (4 - array.ndim) + array.shape)
+        if array.shape[place] == 1:
+            return None
+        heads = [head - part.start for head in self.order if part.start <= head < part.stop]
+        array = np.moveaxis(array, place, 1)[:, heads]
+        array = array.reshape(array.shape[0], self.groups, -1, *array.shape[2:])
+        same = (array == array[:, :1]).all()
+        return array[:, :1] if same else array
+
     def views(self) -> Iterator[tuple[ir.Value, Dims]]:
         """The operands that need another shape, and which."""
         for node in self.steps:
             if node.op_type in ELEMENTWISE:
-                place = self.at(self.common(node))
+                part = self.common(node)
                 for value in node.inputs:
-                    wanted = (
-                        self.beside(value, place) if value is not None and value not in self.parts else None
-                    )
-                    if value is not None and wanted is not None:
+                    if value is None or value in self.parts:
+                        continue
+                    wanted = self.beside(value, self.at(part), part)
+                    if wanted is not None:
                         yield value, wanted
 
 

@@ -60,6 +60,11 @@ def ends_rms_norm(x: ir.Value | None, scale: ir.Value | None, opset: int) -> boo
     return bool(dims and sizes is not None and sizes == dims[-1:] and sizes != (1,)) and _normalized(x)
 
 
+def is_rms_scale(node: ir.Node, opset: int) -> bool:
+    """Whether a Mul is the end of such an RMS normalization."""
+    return any(ends_rms_norm(x, scale, opset) for x, scale in (node.inputs, node.inputs[::-1]))
+
+
 def _normalized(value: ir.Value) -> bool:
     """Whether a value is x/√(mean(x²) + ε), in any of its spellings; an average taken off x is LayerNorm's."""
     node = producer(_uncast(value), "Div", "Mul")
