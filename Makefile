@@ -51,6 +51,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo 'Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.11' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@# As pip does with what it copies; a source tree has no bytecode where Python is told not to write any.
+	$(BIN)/python -m compileall -q src passes
 	@touch $@
 
 $(PEERS): $(INSTALLED)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -42,12 +43,14 @@ class Process:
     Attributes:
         status: exit status, negative for a signal.
         seconds: wall-clock time from its start to its end.
+        cpu_seconds: processor time of it and its children, which a busy machine disturbs less.
         peak_mib: largest resident set.
         log: what it printed, both streams.
     """
 
     status: int
     seconds: float
+    cpu_seconds: float
     peak_mib: float
     log: str
     timed_out: bool = False
@@ -69,6 +72,7 @@ class Cell:
     Attributes:
         seconds: load, optimize and save, imports excluded.
         process_seconds: the whole process.
+        cpu_seconds: processor time of the whole process.
         peak_mib: largest resident set of the whole process.
         megabytes: size of what it wrote, external data included, in 1e6 bytes.
         verdict: what `benchmark_judge.py` found.
@@ -78,6 +82,7 @@ class Cell:
     version: str = ""
     seconds: list[float] = field(default_factory=list)
     process_seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     peak_mib: list[float] = field(default_factory=list)
     megabytes: float = 0.0
     verdict: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +117,8 @@ def run(command: list[str], timeout: float) -> Process:
         log.seek(0)
         text = log.read().decode(errors="replace")
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return Process(child.returncode, seconds, usage.ru_maxrss / unit, text, late.is_set())
+    cpu = usage.ru_utime + usage.ru_stime
+    return Process(child.returncode, seconds, cpu, usage.ru_maxrss / unit, text, late.is_set())
 
 
 def our_command() -> list[str]:
@@ -151,6 +157,7 @@ def measure(name: str, model: Path, folder: Path, python: str, timeout: float, c
     cell.version = reply["version"]
     cell.seconds.append(reply["seconds"])
     cell.process_seconds.append(process.seconds)
+    cell.cpu_seconds.append(process.cpu_seconds)
     cell.peak_mib.append(process.peak_mib)
     cell.megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     return output
@@ -178,18 +185,26 @@ def compare(model: Path, names: list[str], args: argparse.Namespace) -> dict[str
     with tempfile.TemporaryDirectory(prefix="onnxlathe-benchmark-", dir=args.workdir) as temporary:
         folder = Path(temporary)
         warm(model)
+        compile_ours()
         for repeat in range(args.repeat):
             for name, cell in cells.items():
                 if cell.problem:
                     continue
                 place = folder / f"{name}-{repeat}"
                 output = measure(name, model, place, args.python, args.timeout, cell)
-                if output and not repeat:
+                if output and not repeat and args.judge:
                     cell.verdict = judge(model, output, folder, args.timeout)
                 clear(place)  # a gigabyte each, perhaps
-                told = cell.problem or f"{cell.seconds[-1]:.2f} s, {cell.verdict.get('nodes')} nodes"
+                told = cell.problem or f"{cell.seconds[-1]:.2f} s, {cell.verdict.get('nodes', '?')} nodes"
                 print(f"{model.name} {repeat + 1}/{args.repeat} {name}: {told}", file=sys.stderr, flush=True)
     return cells
+
+
+def compile_ours() -> None:
+    """Bytecode of our modules, as pip makes it for what it installs; a source tree may lack it."""
+    places = [importlib.util.find_spec(name) for name in ("onnxlathe", "onnxlathe_passes")]
+    folders = [folder for place in places if place for folder in place.submodule_search_locations or ()]
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *folders], check=False)
 
 
 def warm(model: Path) -> None:
@@ -208,10 +223,21 @@ def ratio(ours: list[float], theirs: list[float]) -> float | None:
 def markdown(model: Path, cells: dict[str, Cell]) -> str:
     """One table: a row for each optimizer."""
     size = model.stat().st_size / 1e6
-    head = ["optimizer", "seconds", "process", "peak MiB", "nodes", "TensorRT", "layers", "error", "MB"]
+    head = [
+        "optimizer",
+        "seconds",
+        "process",
+        "processor",
+        "peak MiB",
+        "nodes",
+        "TensorRT",
+        "layers",
+        "error",
+        "MB",
+    ]
     ours = cells.get(US)
     if ours:
-        head += ["time ratio", "process ratio", "memory ratio"]
+        head += ["time ratio", "process ratio", "processor ratio", "memory ratio"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for name, cell in cells.items():
         label = f"{name} {cell.version}".strip()
@@ -225,6 +251,7 @@ def markdown(model: Path, cells: dict[str, Cell]) -> str:
             label,
             f"{statistics.median(cell.seconds):.2f}",
             f"{statistics.median(cell.process_seconds):.2f}",
+            f"{statistics.median(cell.cpu_seconds):.2f}",
             f"{max(cell.peak_mib):.0f}",
             str(verdict.get("nodes", "?")),
             {True: "yes", False: "refused", None: "not asked"}[accepted],
@@ -236,13 +263,46 @@ def markdown(model: Path, cells: dict[str, Cell]) -> str:
             pairs = (
                 (ours.seconds, cell.seconds),
                 (ours.process_seconds, cell.process_seconds),
+                (ours.cpu_seconds, cell.cpu_seconds),
                 (ours.peak_mib, cell.peak_mib),
             )
-            ratios = [ratio(*pair) for pair in pairs] if name != US else [None] * 3
+            ratios = [ratio(*pair) for pair in pairs] if name != US else [None] * 4
             row += ["" if r is None else f"{r:.2f}" for r in ratios]
         rows.append(row)
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"### {model.name} ({size:.1f} MB)\n\n{table}\n"
+
+
+def summary(record: dict[str, dict[str, Cell]]) -> str:
+    """All models in one table: ours, and our share of each rival's processor time, wall-clock time and memory."""
+    rivals = list(dict.fromkeys(name for cells in record.values() for name in cells if name != US))
+    head = ["model", "process", "processor", "peak MiB", *rivals]
+    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    shares: dict[str, list[float]] = {name: [] for name in rivals}
+    for model, cells in record.items():
+        ours = cells[US]
+        if ours.problem:
+            rows.append([model, ours.problem] + [""] * (len(head) - 2))
+            continue
+        row = [
+            model,
+            f"{statistics.median(ours.process_seconds):.2f}",
+            f"{statistics.median(ours.cpu_seconds):.2f}",
+            f"{max(ours.peak_mib):.0f}",
+        ]
+        for name in rivals:
+            cell = cells[name]
+            found = [
+                ratio(getattr(ours, kind), getattr(cell, kind))
+                for kind in ("cpu_seconds", "process_seconds", "peak_mib")
+            ]
+            row.append("failed" if cell.problem else " / ".join(f"{r or 0:.2f}" for r in found))
+            if not cell.problem and found[0] is not None:
+                shares[name].append(found[0])
+        rows.append(row)
+    medians = [f"{statistics.median(s):.2f}" if s else "" for s in shares.values()]
+    rows.append(["median of processor time", "", "", "", *medians])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def environment() -> dict[str, Any]:
@@ -258,7 +318,8 @@ def legend(args: argparse.Namespace) -> str:
     about = environment()
     return (
         f"Python {about['python']}, {about['system']}, {about['cpus']} CPUs, {about['date']}; medians of "
-        f"{args.repeat}. seconds: load, optimize, save, imports excluded; process: the whole program; peak: "
+        f"{args.repeat}. seconds: load, optimize, save, imports excluded; process: the whole program; "
+        "processor: its processor time; peak: "
         "largest resident set; error: largest relative error of any output against the original "
         f"(Euclidean norm); ratios: {US} / rival, below 1 is in our favour.\n"
     )
@@ -273,6 +334,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for each process")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the rivals")
     parser.add_argument("--workdir", type=Path, help="where the optimized models go until they are judged")
+    parser.add_argument("--no-judge", dest="judge", action="store_false", help="times and memory only")
+    parser.add_argument("--summary", type=Path, help="write one table of all models here")
     parser.add_argument("--json", type=Path, help="write all samples here")
     parser.add_argument("--markdown", type=Path, help="write the tables here (also printed)")
     args = parser.parse_args()
@@ -293,15 +356,22 @@ def main() -> None:
     names = args.peers if args.without_us else [US, *args.peers]
     text = legend(args)
     print(text)
+    found: dict[str, dict[str, Cell]] = {}
     record: dict[str, Any] = {"environment": environment(), "repeat": args.repeat, "models": {}}
     for model in args.models:
         cells = compare(model.resolve(), names, args)
         record["models"][model.name] = {name: asdict(cell) for name, cell in cells.items()}
+        found[model.name] = cells
         table = markdown(model, cells)
         text += "\n" + table
         print(table, flush=True)
         # After every model, so that an interruption loses one at most.
-        for path, content in ((args.json, json.dumps(record, indent=1) + "\n"), (args.markdown, text)):
+        overview = "" if args.without_us else summary(found)
+        for path, content in (
+            (args.json, json.dumps(record, indent=1) + "\n"),
+            (args.markdown, text),
+            (args.summary, overview),
+        ):
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(content)

@@ -130,13 +130,14 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=100_000, help="of `deep`, about")
     parser.add_argument("--gigabytes", type=float, default=12, help="of `wide`")
     parser.add_argument("--layers", type=int, default=40, help="of `wide`")
+    parser.add_argument("--width", type=int, help="of `wide`, instead of its gigabytes")
     arguments = parser.parse_args()
     if arguments.kind == "deep":
         model = build(max(arguments.nodes // 50, 1), 16, arguments.output, external=False)
     else:
         per_layer = arguments.gigabytes * 1e9 / arguments.layers / 4
         width = int((per_layer / 12) ** 0.5) // 64 * 64
-        model = build(arguments.layers, width, arguments.output, external=True)
+        model = build(arguments.layers, arguments.width or width, arguments.output, external=True)
     onnx.save(model, arguments.output)
     print(f"{arguments.output}: {len(model.graph.node)} nodes")
 

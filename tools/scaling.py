@@ -1,4 +1,4 @@
-"""How time and memory grow with nodes and with bytes: run, and draw.
+"""How time and memory grow with nodes, with bytes, and with width alone: run, and draw.
 
     python tools/scaling.py --work /tmp/scaling --json docs/scaling.json --plot docs/scaling.svg
 
@@ -29,25 +29,25 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the models; emptied afterwards")
     parser.add_argument("--nodes", type=int, nargs="*", default=[1_000, 3_000, 10_000, 30_000, 100_000])
     parser.add_argument("--gigabytes", type=float, nargs="*", default=[0.1, 0.5, 2, 6, 12])
+    parser.add_argument("--widths", type=int, nargs="*", default=[512, 1024, 2048, 4096])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, required=True)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    measured: dict[str, list[dict[str, Any]]] = {"nodes": [], "bytes": []}
+    measured: dict[str, list[dict[str, Any]]] = {"nodes": [], "bytes": [], "widths": []}
     for nodes in options.nodes:
         model = make(options.work, "deep", "--nodes", str(nodes))
         measured["nodes"].append(measure(model) | {"nodes": count(model)})
         shutil.rmtree(options.work / "model")
     for gigabytes in options.gigabytes:
-        model = make(options.work, "wide", "--gigabytes", str(gigabytes))
-        size = sum(p.stat().st_size for p in model.parent.iterdir())
-        measured["bytes"].append(
-            measure(model) | {"gigabytes": round(size / 1e9, 3), "cp_seconds": copy(model)}
-        )
-        shutil.rmtree(options.work / "model")
+        measured["bytes"].append(beside_copy(options.work, "--gigabytes", str(gigabytes)))
+    for width in options.widths:
+        # The same graph, only its weights grow.
+        row = beside_copy(options.work, "--layers", "4", "--width", str(width))
+        measured["widths"].append({"width": width} | row)
     options.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     options.plot.write_text(draw(measured), encoding="utf-8")
-    for row in (*measured["nodes"], *measured["bytes"]):
+    for row in (*measured["nodes"], *measured["bytes"], *measured["widths"]):
         print(row)
 
 
@@ -61,6 +61,15 @@ def make(work: Path, kind: str, *words: str) -> Path:
         stdout=subprocess.DEVNULL,
     )
     return model
+
+
+def beside_copy(work: Path, *words: str) -> dict[str, Any]:
+    """A model of few layers, optimized and copied."""
+    model = make(work, "wide", *words)
+    size = sum(p.stat().st_size for p in model.parent.iterdir())
+    row = {"gigabytes": round(size / 1e9, 3)} | measure(model) | {"cp_seconds": copy(model)}
+    shutil.rmtree(work / "model")
+    return row
 
 
 def count(model: Path) -> int:
@@ -104,8 +113,8 @@ WIDTH, HEIGHT, MARGIN = 420, 260, 50
 
 
 def draw(measured: dict[str, list[dict[str, Any]]]) -> str:
-    """Four small plots on logarithmic axes: seconds and MiB against nodes and gigabytes."""
-    by_nodes, by_bytes = measured["nodes"], measured["bytes"]
+    """Small plots on logarithmic axes: seconds and MiB against nodes, gigabytes and width."""
+    by_nodes, by_bytes, by_width = measured["nodes"], measured["bytes"], measured["widths"]
     panels = [
         panel("seconds against nodes", [("optimize", "#0b6", points(by_nodes, "nodes", "cpu_seconds"))]),
         panel("peak MiB against nodes", [("optimize", "#0b6", points(by_nodes, "nodes", "peak_mib"))]),
@@ -117,13 +126,21 @@ def draw(measured: dict[str, list[dict[str, Any]]]) -> str:
             ],
         ),
         panel("peak MiB against GB", [("optimize", "#0b6", points(by_bytes, "gigabytes", "peak_mib"))]),
+        panel(
+            "seconds against width, same graph",
+            [
+                ("optimize", "#0b6", points(by_width, "width", "seconds")),
+                ("cp", "#999", points(by_width, "width", "cp_seconds")),
+            ],
+        ),
+        panel("peak MiB against width", [("optimize", "#0b6", points(by_width, "width", "peak_mib"))]),
     ]
     placed = "".join(
         f'<g transform="translate({(i % 2) * WIDTH},{(i // 2) * HEIGHT})">{p}</g>'
         for i, p in enumerate(panels)
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{2 * HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{(len(panels) + 1) // 2 * HEIGHT}" '
         f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>{placed}</svg>\n'
     )
 
