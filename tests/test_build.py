@@ -24,6 +24,7 @@ import pytest
 import onnxlathe
 from helpers import parse
 from onnxlathe import _files
+from onnxlathe.cli.precision_options import around
 from onnxlathe.errors import LatheError, UsageError
 from onnxlathe.target import CRASHED, TARGETS, TIMED_OUT, Target, TargetError, timing_cache
 from onnxlathe.target import build as building
@@ -90,8 +91,8 @@ def builder() -> Iterator[EngineBuilder]:
 PIPELINES = {
     "default": "float",
     "O3": "float",
-    "O3,precision(type=fp16)": "half",
-    "O3,precision(type=bf16)": "bf16",
+    around("precision(type=fp16)"): "half",
+    around("precision(type=bf16)"): "bf16",
 }
 
 

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onnxlathe.api import optimize
+from onnxlathe.cli.precision_options import around
 from onnxlathe.errors import LatheError
 from onnxlathe.infer import infer_model
 from onnxlathe.model import Model, load, save
@@ -85,7 +86,7 @@ def ours(source: Path, target: Path, kind: str) -> float:
     """The whole way from file to file; seconds."""
     start = time.perf_counter()
     model = load(source)
-    optimize(model, f"{PIPELINE},precision(type={kind},keep_io_types=true)", verify=False)
+    optimize(model, around(f"precision(type={kind},keep_io_types=true)"), verify=False)
     save(model, target)
     return time.perf_counter() - start
 

@@ -291,15 +291,12 @@ class _Job:
 
     def pipeline(self, recipe: Recipe) -> str:
         """The pipeline as text."""
-        from onnxlathe.cli.precision_options import precision_item
+        from onnxlathe.cli.precision_options import around, precision_item
 
         text: str = self.options["passes"] or recipe.passes
         lowering = precision_item(self.options, self.notes)
         if lowering:
-            # Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has
-            # kernels for Attention in half precision.
-            whole = f"O3,{lowering},attention,fuse,tidy"
-            text = whole if text == "default" else f"{text},{lowering}"
+            text = around(lowering) if text == "default" else f"{text},{lowering}"
         return text
 
     def engine_request(self, recipe: Recipe, output: Path) -> EngineRequest | None:

@@ -111,6 +111,15 @@ def precision_item(options: Mapping[str, Any], notes: list[str]) -> str:
     return str(Item("precision", chosen))
 
 
+def around(lowering: str) -> str:
+    """The pipeline for mixed precision, where none is asked for.
+
+    Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has kernels for
+    Attention in half precision.
+    """
+    return f"O3,{lowering},attention,fuse,tidy"
+
+
 def keep_words(options: Mapping[str, Any], notes: list[str]) -> list[str]:
     """The constraints of the command line, specifications for older TensorRT included, as `--keep` has them."""
     from onnxlathe.precision import parse_keep, parse_layer_precisions, parse_tensor_dtypes
