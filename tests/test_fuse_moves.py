@@ -203,3 +203,19 @@ def test_slices_that_leave_out_or_overlap(first: tuple[int, int], second: tuple[
 def test_gather_in_steps(places: list[int], fires: bool) -> None:
     text = "g (float[n,7] x) => (float[n,k] y) { a = Gather<axis=1>(x, i) y = Relu(a) }"
     check(text, "shapes,gather_slice", ["Slice", "Relu"] if fires else None, weights={"i": np.array(places)})
+
+
+@pytest.mark.parametrize(
+    ("perm", "axis", "index", "fires"),
+    [
+        ("1,0,2", 1, -1, True),
+        ("1,0,2", 0, 0, True),
+        ("2,0,1", 0, 1, True),
+        ("2,1,0", 1, 0, False),
+        ("0,2,1", 0, 0, False),
+    ],
+)
+def test_one_slice_of_what_is_moved(perm: str, axis: int, index: int, fires: bool) -> None:
+    text = f"""g (float[n,m,4] x) => (float[p,q] y) {{
+        t = Transpose<perm=[{perm}]>(x) a = Gather<axis={axis}>(t, i) y = Relu(a) }}"""
+    check(text, "shapes,gather_moved", ["Gather", "Relu"] if fires else None, weights={"i": np.array(index)})

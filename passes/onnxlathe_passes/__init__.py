@@ -24,6 +24,7 @@ from onnxlathe_passes.flat_gemm import FlatGemm
 from onnxlathe_passes.fold import Fold
 from onnxlathe_passes.fold_scale import FoldScale
 from onnxlathe_passes.full_rank import FullRank
+from onnxlathe_passes.gather_moved import GatherMoved
 from onnxlathe_passes.gelu import Gelu
 from onnxlathe_passes.gemm import GemmFactors, GemmTranspose, MatMulAdd
 from onnxlathe_passes.global_pool import GlobalPool
@@ -71,6 +72,7 @@ from onnxlathe_passes.softplus import Softplus
 from onnxlathe_passes.space_to_depth import FocusConv, SpaceToDepth
 from onnxlathe_passes.split_gather import SplitGather
 from onnxlathe_passes.split_late import SplitLate
+from onnxlathe_passes.steady import Steady
 from onnxlathe_passes.swish import Swish
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
 from onnxlathe_passes.view_transposes import ViewTranspose
@@ -125,6 +127,7 @@ PASSES: list[type[Pass]] = [
     ConvBatchNorm,
     Bias,
     Scale,
+    Steady,
     InputScale,
     MatMulAdd,
     GemmTranspose,
@@ -151,6 +154,7 @@ PASSES: list[type[Pass]] = [
     TwoFactors,
     Roll,
     GatherSlice,
+    GatherMoved,
     Rotary,
     RotateHalf,
     SlicePartition,

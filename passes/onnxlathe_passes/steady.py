@@ -1,0 +1,261 @@
+"""What is the same for every element of the batch, computed once and now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxlathe.infer import Dim, Dims, dims_of, known
+from onnxlathe.model import Model
+from onnxlathe.rewrite import Builder, Context, Pass, is_constant, remove_unused
+from onnxlathe_passes.conditions import Array, small_constant
+from onnxlathe_passes.evaluate import evaluate
+from onnxlathe_passes.insert import graphs_with_weights, insert
+
+_LARGEST = 1 << 22  # bytes of a value that is computed
+_SIZES = (1, 2, 3)
+"""What symbolic dimensions are set to. A value must be the same along them, whatever they are."""
+
+# Which operands of an operator say shapes; all others are data.
+_SHAPES: dict[str, frozenset[int]] = {
+    "ConstantOfShape": frozenset({0}),
+    "Expand": frozenset({1}),
+    "Reshape": frozenset({1}),
+    "Tile": frozenset({1}),
+    "Resize": frozenset({3}),
+    **dict.fromkeys(("Squeeze", "Unsqueeze"), frozenset({1})),
+    "Slice": frozenset({1, 2, 3, 4}),
+    **dict.fromkeys(
+        (
+            *("Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Cos", "CumSum", "Div", "Equal", "Exp"),
+            *("Flatten", "Floor", "Gather", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "Max"),
+            *(
+                "Min",
+                "Mul",
+                "Neg",
+                "Not",
+                "Or",
+                "Pow",
+                "Reciprocal",
+                "Round",
+                "Sigmoid",
+                "Sin",
+                "Split",
+                "Sqrt",
+            ),
+            *("Sub", "Tanh", "Transpose", "Where"),
+        ),
+        frozenset(),
+    ),
+}
+_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Greater", "Less"})
+
+
+class Steady(Pass):
+    """Compute what varies along no symbolic dimension: masks of ones, positions, and all that follows.
+
+    What is left is a constant with an Expand, which goes away where broadcasting does the same.
+    """
+
+    name = "steady"
+    group = "fuse"
+    min_opset = 8
+    needs = frozenset({"shapes"})
+    keeps = frozenset({"shapes"})
+    example = """
+    %s = Concat(Shape<end=1>(%x), [64])                     # x: [batch, 64]
+    %p = CumSum(ConstantOfShape<value=1>(%s), axis=1)
+    %y = Add(%x, Sin(%p))
+    →
+    %y = Add(%x, %c)                                        # c: [1, 64]
+    """
+
+    def run(self, model: Model, context: Context) -> int:
+        changes = 0
+        for graph in graphs_with_weights(model):
+            search = _Search(model.opset)
+            for node in graph:
+                search.look(node)
+            for value in list(search.frontier()):
+                changes += self.settle(value, search, context)
+        return changes
+
+    def settle(self, value: ir.Value, search: _Search, context: Context) -> int:
+        """Put a constant in the place of a value, if that makes nodes go away."""
+        node, dims = value.producer(), dims_of(value)
+        if node is None or node.graph is None or dims is None:
+            return 0
+        op = Builder(search.opset)
+        constant = op.constant(search.found[value][0], value.dtype, name=value.name or "")
+        lean = all(isinstance(d, int) for d in dims) or all(
+            _covered(user, value) for user in value.consumers()
+        )
+        gain = len(search.dying(node))
+        if not lean:
+            first, last = _runs_of_symbols(dims)
+            source = search.source(dims[first:last]) if first is not None else None
+            if source is None or first is None:
+                return 0
+            of, start = source
+            end = start + last - first
+            extent = op.node("Shape", [of], {"start": start, "end": end}).outputs[0]
+            parts = [np.array(part, np.int64) for part in (dims[:first], dims[last:])]
+            target = [parts[0]] * bool(parts[0].size) + [extent] + [parts[1]] * bool(parts[1].size)
+            shape = op.node("Concat", target, {"axis": 0}).outputs[0] if len(target) > 1 else extent
+            new = op.Expand(constant, shape)
+            if gain <= len(op.nodes) + 1 or search.opset < 15:
+                op.rewind(0)
+                return 0
+        else:
+            new = constant
+        if not context.permit(self.name):
+            return 0
+        before = [node, *search.dying(node)]
+        insert(op, node, context)
+        if lean:
+            assert node.graph is not None
+            constant.name = context.names.value(constant.name or "constant")
+            node.graph.register_initializer(constant)
+        users = [(user, i) for user in value.consumers() for i, v in enumerate(user.inputs) if v is value]
+        for user, index in users:
+            user.replace_input_with(index, new)
+        context.record(self.name, before, op.nodes)
+        remove_unused([node])
+        return 1
+
+
+@dataclass
+class _Search:
+    """What is known to be steady in a graph.
+
+    Attributes:
+        found: each value with its contents for the `_SIZES`.
+    """
+
+    opset: int
+    found: dict[ir.Value, list[Array]] = field(default_factory=dict)
+
+    def look(self, node: ir.Node) -> None:
+        """Compute a node, if it is one of those, and remember it if its results are steady."""
+        shapes = _SHAPES.get(node.op_type)
+        if shapes is None or node.domain != "" or any(o.is_graph_output() for o in node.outputs):
+            return
+        inputs: list[list[Array | None]] = []
+        for index, value in enumerate(node.inputs):
+            contents = [None] * len(_SIZES) if value is None else self.contents(value, index in shapes)
+            if contents is None:
+                return
+            inputs.append(list(contents))
+        dims = [dims_of(output) for output in node.outputs]
+        if any(d is None or None in d for d in dims):
+            return
+        if not any(v in self.found for v in node.inputs) and all(is_constant(v) for v in node.inputs if v):
+            return  # a constant, left alone for its size
+        for size in _SIZES:
+            for d in dims:
+                shape = _bound(d, size)
+                if shape is None or np.prod(shape, dtype=np.float64) * 8 > _LARGEST:
+                    return
+        try:
+            results = [evaluate(node, [c[place] for c in inputs], self.opset) for place in range(len(_SIZES))]
+        except Exception:  # whatever a kernel says to inputs that make no sense
+            return
+        for output, d, *arrays in zip(node.outputs, dims, *results, strict=False):
+            if d is not None and _uniform(d, arrays):
+                self.found[output] = arrays
+
+    def contents(self, value: ir.Value, says_shape: bool) -> list[Array] | None:
+        """The contents of an operand for the `_SIZES`."""
+        if value in self.found:
+            return self.found[value]
+        constant = small_constant(value)
+        if constant is None and is_constant(value) and value.const_value is not None:
+            constant = value.const_value.numpy() if value.const_value.nbytes <= _LARGEST else None
+        if constant is not None:
+            return [constant] * len(_SIZES)
+        entries = known(value) if says_shape else None
+        if entries is None:
+            return None
+        arrays = []
+        for size in _SIZES:
+            bound = _bound(tuple(entries.reshape(-1)), size)
+            if bound is None:
+                return None
+            arrays.append(np.array(bound, np.int64).reshape(entries.shape))
+        return arrays
+
+    def frontier(self) -> Iterator[ir.Value]:
+        """Steady values that others than steady ones need."""
+        for value in self.found:
+            if any(o not in self.found for user in value.consumers() for o in user.outputs):
+                yield value
+
+    def dying(self, node: ir.Node) -> list[ir.Node]:
+        """The nodes that nobody needs when a node is gone, itself included."""
+        gone, work = [node], [node]
+        while work:
+            for value in work.pop().inputs:
+                above = value.producer() if value is not None else None
+                if above is None or above in gone or any(o.is_graph_output() for o in above.outputs):
+                    continue
+                if all(user in gone for output in above.outputs for user in output.consumers()):
+                    gone.append(above)
+                    work.append(above)
+        return gone
+
+    def source(self, dims: Dims) -> tuple[ir.Value, int] | None:
+        """An input of the graph that has some dimensions in a row, and where."""
+        for value in self.inputs:
+            theirs = dims_of(value) or ()
+            for start in range(len(theirs) - len(dims) + 1):
+                if theirs[start : start + len(dims)] == dims:
+                    return value, start
+        return None
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        graph = next((n.graph for v in self.found if (n := v.producer()) is not None and n.graph), None)
+        return list(graph.inputs) if isinstance(graph, ir.Graph) else []
+
+
+def _bound(entries: Any, size: int) -> tuple[int, ...] | None:
+    """Expressions with all symbols set to one size."""
+    result = []
+    for entry in entries:
+        if isinstance(entry, Dim):
+            entry = entry.substitute(dict.fromkeys(entry.symbols, size))
+        if not isinstance(entry, int | np.integer) or isinstance(entry, bool):
+            return None
+        result.append(int(entry))
+    return tuple(result)
+
+
+def _uniform(dims: Dims, arrays: list[Array]) -> bool:
+    """Whether contents for several sizes are those for 1, repeated along the symbolic dimensions."""
+    first = arrays[0]
+    if any(not isinstance(d, int) and s != 1 for d, s in zip(dims, first.shape, strict=True)):
+        return False
+    for size, array in zip(_SIZES, arrays, strict=True):
+        if array.shape != _bound(dims, size) or array.dtype != first.dtype:
+            return False
+        if not np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=array.dtype.kind == "f"):
+            return False
+    return True
+
+
+def _covered(user: ir.Node, value: ir.Value) -> bool:
+    """Whether an operator's result has its shape from its other operand."""
+    if user.domain != "" or user.op_type not in _BROADCASTING or len(user.inputs) != 2:
+        return False
+    other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
+    return other is not None and other is not value and dims_of(other) == dims_of(user.outputs[0])
+
+
+def _runs_of_symbols(dims: Dims) -> tuple[int | None, int]:
+    """Where the symbolic dimensions begin and end."""
+    places = [axis for axis, d in enumerate(dims) if not isinstance(d, int)]
+    return (places[0], places[-1] + 1) if places else (None, 0)
