@@ -217,7 +217,7 @@ def _attention(fixture: str, pipeline: str) -> Result:
 @pytest.mark.parametrize("fixture", TRANSFORMERS)
 def test_transformers_of_both_exporters(fixture: str) -> None:
     """Two layers each, whoever exported them; in float16 after `precision`, and in float32 where asked."""
-    half = _attention(fixture, "O3,precision(type=fp16),attention,fuse,tidy")
+    half = _attention(fixture, "O3,precision(type=fp16),attention,fold,fuse,tidy")
     whole = _attention(fixture, f"O3,{BOTH},fuse,tidy")
     for result in (half, whole):
         kinds = result.after.operators

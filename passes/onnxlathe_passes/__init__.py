@@ -75,6 +75,7 @@ from onnxlathe_passes.split_late import SplitLate
 from onnxlathe_passes.steady import Steady
 from onnxlathe_passes.swish import Swish
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
+from onnxlathe_passes.uneven_split import UnevenSplit
 from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
 from onnxlathe_passes.zero_states import ZeroState
@@ -166,6 +167,7 @@ PASSES: list[type[Pass]] = [
     GroupedProjection,
     FullRank,
     SplitGather,
+    UnevenSplit,
     Precision,
     Attention,
     Legalize,

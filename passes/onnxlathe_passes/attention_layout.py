@@ -13,7 +13,7 @@ from onnxlathe.rewrite import Builder, NodeRule, RuleSet, attribute, reject, req
 from onnxlathe_passes.attention import without_group
 from onnxlathe_passes.conditions import from_front, producer, used_once
 from onnxlathe_passes.grouped_heads import Repeated
-from onnxlathe_passes.noop_views import permutation
+from onnxlathe_passes.moves import Arrangement, upwards
 from onnxlathe_passes.regroup import reshaped, split
 
 _HEADS_LAST = (0, 2, 1, 3)  # between [batch, seq, heads, size] and [batch, heads, seq, size]
@@ -48,17 +48,23 @@ class _Flat(NodeRule):
     visits = ("Reshape",)
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
-        turned = producer(node.inputs[0], "Transpose")
-        attention = producer(turned.inputs[0], "Attention") if turned is not None else None
-        if turned is None or attention is None or permutation(turned, op.opset) != _HEADS_LAST:
+        steps: list[ir.Node] = []
+        for step, value in upwards(node.outputs[0]):
+            steps.append(step)
+            attention = producer(value, "Attention")
+            if attention is not None:
+                break
+        else:
             return None
-        require(used_once(turned.outputs[0]) and used_once(turned.inputs[0]), "its result is used elsewhere")  # type: ignore[arg-type]
-        before, after = dims_of(turned.outputs[0]), dims_of(node.outputs[0])
-        require(before is not None and after is not None and len(after) == 3, "it is not made flat")
-        assert before is not None
-        assert after is not None
-        joined = _product(before[2:])
-        require(after == (*before[:2], joined), "its heads are not joined")
+        before, after = dims_of(value), dims_of(node.outputs[0])
+        require(all(used_once(step.inputs[0]) for step in steps), "its result is used elsewhere")  # type: ignore[arg-type]
+        if before is None or after is None or {None, 0} & {*before, *after} or len(before) != 4:
+            reject("its shape is not known")
+        flat_order = Arrangement(before)
+        require(all(flat_order.move(step, op.opset) for step in reversed(steps)), "its heads are cut")
+        joined = (before[0], before[2], _product((before[1], before[3])))
+        wanted = [part for axis in _HEADS_LAST for part in flat_order.source[axis]]
+        require(after == joined and flat_order.order == wanted, "its heads are not joined")
         made: dict[ir.Node, Sequence[ir.Value]] = {}
         flat = [_flat(op, value, made) for value in attention.inputs[:3]]
         q, k = (dims_of(value) for value in attention.inputs[:2])  # type: ignore[arg-type]
@@ -114,14 +120,28 @@ def _flat(op: Builder, value: ir.Value | None, made: dict[ir.Node, Sequence[ir.V
             attributes = _attributes(rotated) | {"num_heads": dims[1]}
             made[rotated] = [op.RotaryEmbedding(x, *rotated.inputs[1:], **attributes)]
         return made[rotated][0]
-    turned = producer(value, "Transpose")
-    if turned is None or permutation(turned, op.opset) != _HEADS_LAST or turned.inputs[0] is None:
+    source = _before_moves(value, op.opset)
+    if source is None:
         reject("an operand is not made of flat ones")
-    shape = (dims[0], dims[2], _product((dims[1], dims[3])))
-    view = producer(turned.inputs[0], "Reshape", "Unsqueeze")
-    if view is not None and view.inputs[0] is not None and dims_of(view.inputs[0]) == shape:
-        return view.inputs[0]
-    return reshaped(op, turned.inputs[0], shape)
+    return reshaped(op, source, (dims[0], dims[2], _product((dims[1], dims[3]))))
+
+
+def _before_moves(value: ir.Value, opset: int) -> ir.Value | None:
+    """What Reshapes and Transposes made `[batch, heads, seq, size]` of, and has its elements by seq, then heads."""
+    nodes: list[ir.Node] = []
+    found = None
+    for node, source in upwards(value):
+        nodes.append(node)
+        dims = dims_of(source)
+        if dims is None or {None, 0} & set(dims):
+            break
+        arrangement = Arrangement(dims)
+        if not all(arrangement.move(step, opset) for step in reversed(nodes)):
+            break
+        arrangement.axes = [arrangement.axes[axis] for axis in _HEADS_LAST]
+        if arrangement.order == arrangement.original:
+            found = source
+    return found
 
 
 def _product(dims: Any) -> Any:

@@ -17,6 +17,9 @@ from onnxlathe_passes.regroup import split
 from onnxlathe_passes.weights import Array, by_rows, derived, may_copy, tensor_of
 
 
+_ATTENTION = 23
+
+
 @dataclass(frozen=True)
 class Projection:
     """`x·weight`, and a bias that is added to it.
@@ -75,7 +78,8 @@ class MergeProjections(Pass):
 
     Queries, keys and values are one product with the weights side by side, and so are the gate and the
     other half of a SwiGLU. Done where it leaves fewer nodes: what follows each part alike (biases,
-    Reshapes, Transposes) is counted, and comes once as well.
+    Reshapes, Transposes) is counted, and comes once as well. From operator set 23 on, which has Attention,
+    only projections of equal width are merged.
     """
 
     name = "merge_projections"
@@ -98,7 +102,10 @@ class MergeProjections(Pass):
         changes = 0
         for graph in graphs_with_weights(model):
             for group in list(self.groups(graph)):
-                if _gain(group) > 0 and context.permit(self.name):
+                # Attention takes projections of any width as they are, and a Split into unequal parts costs
+                # ONNX Runtime's CUDA provider more than the products it saves.
+                apart = model.opset >= _ATTENTION and len({p.width for p in group}) > 1
+                if not apart and _gain(group) > 0 and context.permit(self.name):
                     merge(group, model.opset, context, self.name)
                     changes += 1
         return changes
