@@ -22,7 +22,8 @@ from onnxlathe.rewrite import (
 )
 from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.conditions import int64, operand, producer, rank, used_once
-from onnxlathe_passes.head_regions import HeadRegion, Part
+from onnxlathe_passes.head_axes import Part
+from onnxlathe_passes.head_regions import HeadRegion
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.regroup import reshaped, split, static, target
 from onnxlathe_passes.views import unsqueeze
@@ -105,10 +106,9 @@ class _Graph:
 
     def weights(self, region: HeadRegion) -> list[tuple[ir.Node, int]] | None:
         """The constants whose columns have to change places: node and input; `None` where they cannot."""
-        batch, seq, heads, size = region.shape
-        slots = heads // region.groups
+        heads, size = region.layout.heads, region.layout.size
         dims = dims_of(region.flat)
-        if dims is None or target(dims, (batch, seq, region.groups, slots, size)) is None:
+        if dims is None or target(dims, region.grouped) is None:
             return None
         if region.order == list(range(heads)):
             return []
@@ -139,11 +139,10 @@ class _Graph:
     def regroup(self, region: HeadRegion, weights: Sequence[tuple[ir.Node, int]], rule: str) -> None:
         """Put groups in the place of heads."""
         made: list[ir.Node] = [self.permuted(region, *constant) for constant in weights]
-        batch, seq, heads, size = region.shape
         new: dict[ir.Value, ir.Value] = {}
         first = min(region.flat.consumers(), key=self.places.__getitem__)
         op = Builder(self.opset)
-        grouped = reshaped(op, region.flat, (batch, seq, region.groups, heads // region.groups, size))
+        grouped = reshaped(op, region.flat, region.grouped)
         new[region.flat] = op.Transpose(grouped, perm=list(_TO_GROUPS))
         made += self.enter(op, first)
         pairs: list[tuple[ir.Value, ir.Value]] = []
@@ -174,7 +173,7 @@ class _Graph:
         value = node.inputs[index]
         assert value is not None
         op = Builder(self.opset)
-        node.replace_input_with(index, _reordered(op, value, region.order, region.shape[3]))
+        node.replace_input_with(index, _reordered(op, value, region.order, region.layout.size))
         insert(op, node, self.context)
         if not value.uses() and value.is_initializer():
             drop_initializer(value)
@@ -213,10 +212,10 @@ class _Graph:
     def beside(self, op: Builder, region: HeadRegion, node: ir.Node, value: ir.Value) -> ir.Value:
         """What an operator on heads combines them with, for heads in groups."""
         part = region.common(node)
-        each = region.each(value, region.at(part), part)
+        each = region.each(value, region.layout.at(part), part)
         if each is not None:
             return op.constant(each, value.dtype, name=value.name or "")
-        wanted = region.beside(value, region.at(part), part)
+        wanted = region.beside(value, region.layout.at(part), part)
         return value if wanted is None else self.view(op, value, wanted)
 
     def view(self, op: Builder, value: ir.Value, dims: Dims) -> ir.Value:

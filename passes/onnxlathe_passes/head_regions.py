@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import NoMatch, attribute, reject, require
 from onnxlathe_passes.conditions import from_front, numbers, operand, rank, small_constant
+from onnxlathe_passes.head_axes import ORDERS, Goal, Layout, Part
 from onnxlathe_passes.lanes import ELEMENTWISE
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import static, target
@@ -26,51 +27,8 @@ from onnxlathe_passes.regroup import static, target
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceMax"})
 _NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
-_ORDERS = {1: "bhsd", 2: "bshd"}
-"""The axes of heads that are computed with, by where the heads are."""
 _MANY = 128
 """More operators than lie between a projection and its attention."""
-
-Axes = tuple[tuple[str, ...], ...]
-"""What each axis of a value is made of: of the batch, the sequence, the heads, their groups and the places in
-these, and the channels of a head (b, s, h, g, t, d). What has size 1 is left out."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A value that holds some of the heads.
-
-    Attributes:
-        start, stop: which of them.
-        size: of a head; 1 where it was reduced.
-        axes: where they are.
-        groups: into how many groups the axis of the heads was cut; 0 where it was not.
-    """
-
-    start: int
-    stop: int
-    size: int
-    axes: Axes
-    groups: int = 0
-
-    @property
-    def count(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A value that has its heads in groups: `[batch, groups, times, seq, size]`.
-
-    Attributes:
-        part: the heads.
-        turned: whether the last two axes are exchanged.
-    """
-
-    value: ir.Value
-    part: Part
-    groups: int
-    turned: bool
 
 
 @dataclass
@@ -79,7 +37,7 @@ class HeadRegion:
 
     Attributes:
         flat: all heads, `[batch, seq, heads·size]`.
-        shape: batch, seq, heads, size.
+        layout: its sizes.
         parts: the values up to the goals.
         steps: the operators that compute with them or cut them, in the order of the graph.
         moves: those that only move them, the goals' own included.
@@ -89,7 +47,7 @@ class HeadRegion:
     """
 
     flat: ir.Value
-    shape: tuple[Any, Any, int, int]
+    layout: Layout
     opset: int
     parts: dict[ir.Value, Part] = field(default_factory=dict)
     steps: list[ir.Node] = field(default_factory=list)
@@ -116,7 +74,7 @@ class HeadRegion:
             return None
         if not isinstance(dims[2], int) or dims[2] % size:
             return None
-        found = cls(flat, (dims[0], dims[1], dims[2] // size, size), opset)
+        found = cls(flat, Layout(dims[0], dims[1], dims[2] // size, size), opset)
         try:
             found.follow(places)
             found.settle()
@@ -138,15 +96,15 @@ class HeadRegion:
                     require(user in places and len(seen) <= _MANY, "it is used in another graph")
                     heapq.heappush(queue, (places[user], user))
 
-        _, _, heads, size = self.shape
-        learn(self.flat, Part(0, heads, size, self.axes("b", "s", "hd", count=heads, size=size)))
+        heads, size = self.layout.heads, self.layout.size
+        learn(self.flat, Part(0, heads, size, self.layout.axes("b", "s", "hd", count=heads, size=size)))
         while queue:
             _, node = heapq.heappop(queue)
             require(node.domain == "", "another domain's operator needs it")
             if node.op_type in MOVES:
                 self.moves.append(node)
                 part = self.moved(node)
-                goal = self.goal(node.outputs[0], part)
+                goal = self.layout.goal(node.outputs[0], part)
                 if goal is not None:
                     require(not goal.value.is_graph_output(), "an output of the graph needs it")
                     self.goals[goal.value] = goal
@@ -181,29 +139,15 @@ class HeadRegion:
             for head in _share(start, stop, group, self.groups)
         ]
 
+    @property
+    def grouped(self) -> Dims:
+        """`flat` with its heads in groups: batch, seq, groups, heads of a group, size."""
+        it = self.layout
+        return (it.batch, it.seq, self.groups, it.heads // self.groups, it.size)
+
     def slots(self, part: Part) -> int:
         """How many heads of a part each group has."""
         return part.count // self.groups
-
-    # --- Where the heads are ---
-
-    def axes(self, *made_of: str, count: int, size: int) -> Axes:
-        """Axes, each given by the letters of what it is made of; what has size 1 is left out."""
-        batch, seq, _, _ = self.shape
-        sizes: dict[str, Any] = {"b": batch, "s": seq, "h": count, "d": size}
-        return tuple(tuple(letter for letter in axis if sizes.get(letter) != 1) for axis in made_of)
-
-    def at(self, part: Part) -> int:
-        """The axis of the heads, in `[batch, heads, seq, size]` or `[batch, seq, heads, size]`."""
-        found = (
-            axis
-            for axis, order in _ORDERS.items()
-            if part.axes == self.axes(*order, count=part.count, size=part.size)
-        )
-        axis = next(found, None)
-        if axis is None:
-            reject("its heads are not an axis of four")
-        return axis
 
     def moved(self, node: ir.Node) -> Part:
         """Where a Reshape or Transpose puts the heads."""
@@ -217,53 +161,7 @@ class HeadRegion:
             perm = permutation(node, self.opset)
             require(perm is not None and len(perm) == len(part.axes), "it is not known where")
             return replace(part, axes=tuple(part.axes[axis] for axis in perm or ()))
-        return self.reshaped(part, dims)
-
-    def reshaped(self, part: Part, dims: Dims) -> Part:
-        """The parts of the axes, dealt out to axes of other sizes."""
-        batch, seq, _, _ = self.shape
-        groups = part.groups
-        sizes: dict[str, Any] = {"b": batch, "s": seq, "h": part.count, "d": part.size, "g": groups}
-        if groups:
-            sizes["t"] = part.count // groups
-        left = [letter for axis in part.axes for letter in axis]
-        axes: list[tuple[str, ...]] = []
-        for wanted in dims:
-            axis: list[str] = []
-            rest: Any = wanted
-            while rest != 1:
-                require(left, "it has other sizes")
-                letter = left[0]
-                size = sizes[letter]
-                if letter == "h" and isinstance(rest, int) and rest % size and size % rest == 0:
-                    groups = size_of_group = rest
-                    sizes |= {"g": groups, "t": size // size_of_group}
-                    left[0:1] = ["g", "t"]
-                    continue
-                require(size != 0 and (rest == size or (rest // size) * size == rest), "it cuts across heads")
-                rest = 1 if rest == size else rest // size
-                axis.append(left.pop(0))
-            axes.append(tuple(axis))
-        require(not left, "it has other sizes")
-        return replace(part, axes=tuple(axes), groups=groups)
-
-    def goal(self, value: ir.Value, part: Part) -> Goal | None:
-        """What the value is if its heads are in groups."""
-        dims = dims_of(value)
-        if dims is None or len(dims) != 5:
-            return None
-        groups, times = dims[1], dims[2]
-        if not isinstance(groups, int) or not isinstance(times, int) or groups * times != part.count:
-            return None
-        heads = self.axes("h", count=groups, size=1) + self.axes("h", count=times, size=1)
-        if part.groups:
-            heads = (("g",), ("t",))
-        batch, seq, channels = self.axes("b", "s", "d", count=part.count, size=part.size)
-        if part.axes == (batch, *heads, seq, channels):
-            return Goal(value, part, groups, turned=False)
-        if part.axes == (batch, *heads, channels, seq):
-            return Goal(value, part, groups, turned=True)
-        return None
+        return self.layout.reshaped(part, dims)
 
     # --- What is done to them ---
 
@@ -277,7 +175,7 @@ class HeadRegion:
             yield from self.cut(node)
             return
         part = self.common(node)
-        place = self.at(part)
+        place = self.layout.at(part)
         made, dims = dims_of(node.outputs[0]), dims_of(next(v for v in node.inputs if v in self.parts))
         require(made is not None and dims is not None and len(made) == 4, "its shape is not known")
         assert made is not None
@@ -307,12 +205,12 @@ class HeadRegion:
         else:
             reject(f"{node.op_type} needs it")
         size: Any = made[3]
-        yield replace(part, size=size, axes=self.axes(*_ORDERS[place], count=part.count, size=size))
+        yield replace(part, size=size, axes=self.layout.axes(*ORDERS[place], count=part.count, size=size))
 
     def common(self, node: ir.Node) -> Part:
         """The heads that an operator reads."""
         found = [self.parts[v] for v in node.inputs if v in self.parts]
-        places = {(part.start, part.stop, self.at(part)) for part in found}
+        places = {(part.start, part.stop, self.layout.at(part)) for part in found}
         require(len(places) == 1 and len(node.outputs) == 1, "it combines other heads")
         return found[0]
 
@@ -331,24 +229,26 @@ class HeadRegion:
         if sizes is None:
             reject("its sizes are not known")
         if len(part.axes) == 3:
-            require(axis == 2 and part.size == self.shape[3], "it is cut along another axis")
-            require(part.axes == self.axes("b", "s", "hd", count=part.count, size=part.size), "it is moved")
+            require(axis == 2 and part.size == self.layout.size, "it is cut along another axis")
+            require(
+                part.axes == self.layout.axes("b", "s", "hd", count=part.count, size=part.size), "it is moved"
+            )
             require(all(size and size % part.size == 0 for size in sizes), "it is cut within heads")
             order: Sequence[str] = ("b", "s", "hd")
             counts = [size // part.size for size in sizes]
         else:
-            place = self.at(part)
-            order = _ORDERS[place]
+            place = self.layout.at(part)
+            order = ORDERS[place]
             require(all(sizes), "it is cut into nothing")
             if axis == 3:
                 for size in sizes:
-                    yield replace(part, size=size, axes=self.axes(*order, count=part.count, size=size))
+                    yield replace(part, size=size, axes=self.layout.axes(*order, count=part.count, size=size))
                 return
             require(axis == place, "it is cut along another axis")
             counts = sizes
         start = part.start
         for count in counts:
-            axes_now = self.axes(*order, count=count, size=part.size)
+            axes_now = self.layout.axes(*order, count=count, size=part.size)
             yield Part(start, start + count, part.size, axes_now)
             start += count
 
@@ -410,7 +310,7 @@ class HeadRegion:
                 for value in node.inputs:
                     if value is None or value in self.parts:
                         continue
-                    wanted = self.beside(value, self.at(part), part)
+                    wanted = self.beside(value, self.layout.at(part), part)
                     if wanted is not None:
                         yield value, wanted
 
