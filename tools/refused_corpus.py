@@ -655,6 +655,16 @@ case(
     }""", 17, ai_onnx_ml=1,
 )  # fmt: skip
 
+case(
+    "zipmap", "a classifier as sklearn-onnx writes it, with a dictionary for each row",
+    "clf:ml-operator zip:ml-operator",
+    """g (float[n,3] x) => (int64[n] label, seq(map(int64, float)) z) {
+        [clf] label, q = ai.onnx.ml.LinearClassifier<coefficients=[0.1,0.2,0.3,-0.1,0.5,0.0,0.3,-0.4,0.1],
+            intercepts=[0.1,0.0,-0.1],classlabels_ints=[0,1,2],post_transform="SOFTMAX">(x)
+        [zip] z = ai.onnx.ml.ZipMap<classlabels_int64s=[0,1,2]>(q)
+    }""", 17, split=True, ai_onnx_ml=1,
+)  # fmt: skip
+
 # Operators that the specification defines by others
 
 case(

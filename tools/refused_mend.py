@@ -106,12 +106,11 @@ def outcome(case: Refused, oracle: Oracle, folder: Path) -> Outcome:
         model, oracle, diagnose(model, oracle), original=original, io_types=io_types, split=case.split
     )
     kept = [a for a in mended.attempts if a.kept]
-    verdict, _, interface = kept[-1].verdict.partition("; ") if kept else ("", "", "")
     if mended.proven:
-        interface = interface.partition("; ")[2]  # after what was compared
-        return Outcome(case.name, True, tuple(a.pipeline for a in kept), interface)
+        said = (part for a in kept for part in a.verdict.split("; ")[2:])  # after status and numbers
+        return Outcome(case.name, True, tuple(a.pipeline for a in kept), "; ".join(dict.fromkeys(said)))
     if mended.accepted:
-        return Outcome(case.name, False, reason=f"an engine, and {verdict}: {interface}")
+        return Outcome(case.name, False, reason=f"an engine, and {kept[-1].verdict}")
     left = mended.left.findings if mended.left is not None else []
     causes = dict.fromkeys(f"{f.operator}: {f.cause.title if f.cause else f.message}" for f in left)
     return Outcome(case.name, False, reason="; ".join([*causes, *mended.reasons]))

@@ -132,7 +132,7 @@ def _commands(remedy: Remedy, source: Path) -> list[str]:
         return [f"optimize build {path} {option}"]
     if option.startswith(("--reduce", "--timeout", "--plugins")):
         return [f"optimize debug {path} {option}"]
-    if option.startswith("--bind"):
+    if option.startswith(("--bind", "--split")):
         return [f"optimize debug {path} --fix {option}"]
     if remedy.passes or option:
         passes = f" --passes '{remedy.passes}'" if remedy.passes else ""
