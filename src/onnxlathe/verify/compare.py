@@ -360,7 +360,7 @@ class Verifier:
         verdict.segments = found.segments
         verdict.notes.append(
             f"run in {found.segments} segment{'s' * (found.segments != 1)}, one after the other;"
-            f" the largest has {found.largest / 1e6:.0f} MB of weights"
+            f" the largest has {max(found.largest / 1e6, 0.1):.1f} MB of weights"
         )
 
     def _allowed(self, model: Model, through: Mapping[str, str]) -> Allowed:
