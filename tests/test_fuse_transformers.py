@@ -696,7 +696,7 @@ LEFT = {
     "gpt2_dyn18": 70,
     "gpt2_dyn20_static": 48,
     "gpt2_ts17": 75,
-    "llama_dyn18_static": 84,
+    "llama_dyn18_static": 88,
     "llama_dyn20": 100,
     "llama_ts17": 105,
     "vit_dyn18": 63,
