@@ -267,6 +267,82 @@ def test_a_state_that_is_not_zero_stays() -> None:
     check(text, "zero_state", None, weights=given_weights)
 
 
+# --- Sizes, chosen one by one ---------------------------------------------------------------------------
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> tuple[str, dict[str, Array]]:
+    """A Where of vectors, some of which are Concats of sizes: text and constants."""
+    count = draw(st.integers(2, 5))
+    given_weights: dict[str, Array] = {"c": np.array([draw(st.booleans()) for _ in range(count)])}
+    lines, names = ["sn = Shape<start=0, end=1>(x)", "sm = Shape<start=1, end=2>(x)"], []
+    for side in "ab":
+        left, parts = count, []
+        while left:
+            kind = draw(st.sampled_from(["sn", "sm", "vector"]))
+            size = draw(st.integers(1, left)) if kind == "vector" else 1
+            if kind == "vector":
+                kind = f"{side}{left}"
+                given_weights[kind] = np.array([draw(st.integers(-1, 9)) for _ in range(size)])
+            parts.append(kind)
+            left -= size
+        if side == "a" and draw(st.booleans()):
+            given_weights = {k: v for k, v in given_weights.items() if k not in parts}
+            given_weights["a"] = np.array([draw(st.integers(-1, 9))] * draw(st.sampled_from([1, count])))
+        else:
+            lines.append(f"{side} = Concat<axis=0>({', '.join(parts)})")
+        names.append(side)
+    lines += [f"w = Where(c, {', '.join(names)})", "y = Neg(w)"]
+    text = f"g (float[n, m] x) => (int64[{count}] y) {{\n" + "\n".join(lines) + "\n}"
+    return text, given_weights
+
+
+@settings(max_examples=100, deadline=None)
+@given(choices())
+def test_chosen_sizes_are_put_together(case: tuple[str, dict[str, Array]]) -> None:
+    text, given_weights = case
+    before = parse(text, 17, given_weights)
+    after = optimized(before, "where_sizes,dead")
+    assert len(operators(after)) <= len(operators(before))
+    assert "Where" not in operators(after)
+    assert_same(before, after, samples(before, 0, n=2, m=3), samples(before, 1, n=1, m=5))
+
+
+def test_an_expansion_by_torchscript() -> None:
+    text = """g (float[n, m, 3] x, float[1, 1, 3] token) => (float[n, 1, 3] y) {
+        s = Shape<start=0, end=1>(x)  t = Concat<axis=0>(s, minus, minus)
+        w = Where(c, ones, t)  y = Expand(token, w)
+    }"""
+    constants = {"minus": np.array([-1]), "ones": np.array([1, 1, 1]), "c": np.array([False, True, True])}
+    check(text, "tidy", ["Shape", "Concat", "Expand"], weights=constants)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Where(c, ones, t)", "Where(c, matrix, t)"),
+        ("Where(c, ones, t)", "Where(d, ones, t)"),
+        ("t = Concat<axis=0>(s, two)", "u = Concat<axis=0>(s, two)  t = Neg(u)"),
+        (
+            "s = Shape<start=0, end=1>(x)  t = Concat<axis=0>(s, two)",
+            "s = Shape(x)  t = Concat<axis=0>(s, z)",
+        ),
+    ],
+)
+def test_choices_that_stay(old: str, new: str) -> None:
+    text = """g (float[n, m, 3] x, bool[3] d) => (int64[a] y) {
+        s = Shape<start=0, end=1>(x)  t = Concat<axis=0>(s, two)  w = Where(c, ones, t)  y = Neg(w)
+    }""".replace(old, new)
+    if "matrix" in new:
+        text = text.replace("int64[a]", "int64[a, b]")
+    if "(s, z)" in new:
+        text = text.replace("float[n, m, 3]", "float[n, m]").replace("bool[3] d", "bool[3] d")
+    constants = {"two": np.array([4, 5]), "ones": np.array([1, 2, 3]), "c": np.array([True, False, False])}
+    constants |= {"matrix": np.arange(6).reshape(2, 3), "z": np.array([7])}
+    used = {k: v for k, v in constants.items() if f"{k})" in text or f"{k}," in text or f"({k}," in text}
+    check(text, "where_sizes", None, weights=used)
+
+
 # --- What TensorRT makes of it --------------------------------------------------------------------------
 
 

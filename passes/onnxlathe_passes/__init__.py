@@ -78,6 +78,7 @@ from onnxlathe_passes.transposes import TransposeAround, TransposeChain
 from onnxlathe_passes.uneven_split import UnevenSplit
 from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
+from onnxlathe_passes.where_sizes import WhereSizes
 from onnxlathe_passes.zero_states import ZeroState
 
 PASSES: list[type[Pass]] = [
@@ -115,6 +116,7 @@ PASSES: list[type[Pass]] = [
     SplitConcat,
     PadChain,
     ReduceChain,
+    WhereSizes,
     ZeroState,
     Dedup,
     CommonSubexpressions,
