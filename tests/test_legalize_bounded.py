@@ -62,6 +62,7 @@ EXACT = {
     "place of the largest": pick("int64[1,4] y", "y = ArgMax<axis=0>(s)"),
     "product over the rows": pick("float[4,4] y", "t = Transpose<perm=[1,0]>(s) y = MatMul(t, s)"),
     "written back": pick("float[8,4] y", "t = Exp(s) y = ScatterND(x, j, t)"),
+    "written back, booleans": pick("bool[8,4] y", "t = Not(s) y = ScatterND(x, j, t)", x="bool[8,4]"),
     "y[m] = v": pick(
         "float[8,4] y",
         "n = Shape<start=1, end=2>(i) h = Concat<axis=0>(n, f) e = Expand(v, h) y = ScatterND(x, j, e)",

@@ -244,6 +244,15 @@ class Bench:
         filled: ir.Value = op.Where(mask, ragged.value, op.like(fill, ragged.value))
         return filled
 
+    def where(self, condition: ir.Value, then: ir.Value, other: ir.Value) -> ir.Value:
+        """Where, also of booleans, for which ONNX Runtime has none."""
+        op = self.op
+        if then.dtype == T.BOOL:
+            either: ir.Value = op.Or(op.And(condition, then), op.And(op.Not(condition), other))
+            return either
+        result: ir.Value = op.Where(condition, then, other)
+        return result
+
     def aligned(self, ragged: Sequence[Ragged], *, trust: bool = False) -> list[Ragged]:
         """The same with one extent for all.
 

@@ -35,7 +35,7 @@ def choose(bench: Bench, node: ir.Node) -> Sequence[Result]:
     shapes = [p.dims if isinstance(p, Ragged) else bench.dims(p) for p in parts]  # type: ignore[arg-type]
     axes = {p.axis for p in ragged} | {i for i, (a, b) in enumerate(zip(*shapes, strict=True)) if a != b}
     if not axes:
-        return [_chosen(bench, flag, *parts)]  # type: ignore[arg-type]
+        return [bench.where(flag, *parts)]  # type: ignore[arg-type]
     if len(axes) > 1:
         bench.fail("an If with branches that differ on two axes", *parts)
     (axis,) = axes
@@ -60,20 +60,10 @@ def choose(bench: Bench, node: ir.Node) -> Sequence[Result]:
 
     def make() -> Extent:
         packed = all(not isinstance(p, Ragged) or p.extent.packed for p in parts)
-        return Extent(_chosen(bench, flag, *masks), bound, out[axis], roots, packed)  # type: ignore[arg-type]
+        return Extent(bench.where(flag, *masks), bound, out[axis], roots, packed)  # type: ignore[arg-type]
 
     key = tuple(p.extent if isinstance(p, Ragged) else s for p, s in zip(parts, sizes, strict=True))
     extent = bench.derived(("chosen", condition, *key), make)
     bench.alias(extent.size, extent)
     bench.alias(out[axis], extent)  # type: ignore[arg-type]
-    return [Ragged(_chosen(bench, flag, *values), axis, extent)]
-
-
-def _chosen(bench: Bench, flag: ir.Value, then: ir.Value, other: ir.Value) -> ir.Value:
-    """Where, also of booleans, for which ONNX Runtime has none."""
-    op = bench.op
-    if then.dtype == ir.DataType.BOOL:
-        either: ir.Value = op.Or(op.And(flag, then), op.And(op.Not(flag), other))
-        return either
-    result: ir.Value = op.Where(flag, then, other)
-    return result
+    return [Ragged(bench.where(flag, *values), axis, extent)]

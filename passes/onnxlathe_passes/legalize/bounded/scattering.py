@@ -62,7 +62,7 @@ def scattered_nd(bench: Bench, node: ir.Node) -> Sequence[Result]:
     indices, new = _as_many(bench, indices, updates)
     if is_everything(indices.value, whole[:depth]) and kind == "none" and indices.rank == 2 and into is None:
         valid = op.Reshape(indices.extent.valid, bench.shape([*whole[:depth], *[1] * (len(whole) - depth)]))
-        return [op.Where(valid, op.Reshape(new, bench.shape(whole)), target)]
+        return [bench.where(valid, op.Reshape(new, bench.shape(whole)), target)]
     if kind != "none":
         idle = bench.masked(Ragged(new, indices.axis, indices.extent), _neutral(kind, new))
         return [
