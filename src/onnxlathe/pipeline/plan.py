@@ -218,7 +218,8 @@ class _Planner:
                 f"the pass '{item.name}' takes options, not '{item.children[0]}'",
                 hint=f"`optimize passes {item.name}` shows its options",
             )
-        options = entry.cls.options()
+        # Resolving the types of options takes longer than making the pass; most items have none.
+        options = entry.cls.options() if item.options else {}
         values = {}
         for name, value in item.options.items():
             if name not in options:
