@@ -423,6 +423,16 @@ def test_affine_grid(size: list[int], aligned: int) -> None:
     same_as_before(proto, feeds, ["AffineGrid"])
 
 
+@pytest.mark.parametrize("aligned", [0, 1])
+@pytest.mark.parametrize("size", [[2, 3, 4, 5], [1, 1, 2, 3], [2, 1, 3, 2, 4]])
+def test_affine_grid_of_a_size_known_at_run_time(size: list[int], aligned: int) -> None:
+    spatial = len(size) - 2
+    theta = f32(size[0], spatial, spatial + 1)
+    feeds = {"theta": theta, "s": np.array(size)}
+    proto = single("AffineGrid", feeds, [F], align_corners=aligned)
+    same_as_before(proto, feeds, ["AffineGrid"], runtime=True, atol=1e-5)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("group", [1, 2])
 def test_deform_conv(parts: int, group: int) -> None:

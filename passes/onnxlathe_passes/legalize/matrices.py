@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 
+from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import require
 from onnxlathe_passes.legalize.draft import (
     Draft,
@@ -228,3 +229,40 @@ def affine_grid(op: Draft, node: ir.Node) -> ir.Value:
     moved = op.Transpose(op.MatMul(theta, op.like(places, theta)), perm=[0, 2, 1])
     result: ir.Value = op.Reshape(moved, op.ints([int(size[0]), *extents, len(extents)]))
     return result
+
+
+@lowers("AffineGrid")
+def affine_grid_of_any_size(op: Draft, node: ir.Node) -> ir.Value:
+    """For a size known at run time: each axis's places times its column of the matrices, added up.
+
+    With align_corners an axis of one place is at -1, as in ONNX's reference; ONNX Runtime puts it at 1.
+    """
+    theta, size = given(node, 0), given(node, 1)
+    dims = dims_of(theta)
+    require(dims is not None and len(dims) == 3 and dims[1] in (2, 3), "neither an image nor a volume")
+    assert dims is not None
+    spatial = 2 if dims[1] == 2 else 3
+    aligned = bool(value_of(node, "align_corners", op, 0))
+    one = op.like(1.0, theta)
+
+    def column(j: int) -> ir.Value:
+        """Column j of the matrices: [batch, 1, 1, (1,) coordinates]."""
+        picked = op.squeeze(op.slice(theta, 2, j, j + 1), 2)
+        return op.unsqueeze(picked, *range(1, spatial + 1))
+
+    total = column(spatial)
+    for axis in range(spatial):
+        count = op.squeeze(op.slice(op.cast(size, T.INT64), 0, axis + 2, axis + 3), 0)
+        numbers = op.cast(
+            op.Range(op.constant(np.int64(0)), count, op.constant(np.int64(1))), element_type(theta)
+        )
+        extent = op.cast(count, element_type(theta))
+        if aligned:
+            step = op.Div(op.like(2.0, theta), op.Max(op.Sub(extent, one), one))
+            line = op.Sub(op.Mul(numbers, step), one)
+        else:
+            line = op.Sub(op.Div(op.Add(op.Mul(numbers, op.like(2.0, theta)), one), extent), one)
+        others = [i for i in range(spatial + 2) if i != axis + 1]
+        # The first coordinate is that of the last axis.
+        total = op.Add(total, op.Mul(op.unsqueeze(line, *others), column(spatial - 1 - axis)))
+    return total
