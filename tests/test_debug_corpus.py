@@ -22,8 +22,8 @@ CASES = corpus()
 
 # What only the real target knows: shapes, sizes, contents.
 BEYOND_THE_TABLE = {
-    "baked_reshape", "eyelike_dyn", "float_scales_input", "if_ranks", "int16_audio", "loop_growing",
-    "qdq_asym_int8", "reduce_scalar", "topk_large", "uint16_depth",
+    "baked_reshape", "eyelike_dyn", "float_scales_input", "if_ranks", "if_ranks_inside", "int16_audio",
+    "loop_growing", "qdq_asym_int8", "reduce_scalar", "squeeze_by_size", "topk_large", "uint16_depth",
 }  # fmt: skip
 
 

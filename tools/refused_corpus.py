@@ -232,6 +232,44 @@ case(
 )  # fmt: skip
 
 case(
+    "if_ranks_inside", "a squeeze exported as an If, on a flag, and flattened later",
+    "choose:if-ranks",
+    """g (float[b,1,4] x, bool flag) => (float[m] y) <int64[1] one={1}, int64[1] flat={-1}, float[4] w> {
+        [relu] r = Relu(x)
+        [choose] c = If(flag)<then_branch = a () => (float[b,4] t) { [squeeze] t = Squeeze(r, one) },
+            else_branch = e () => (float[b,1,4] u) { [keep] u = Identity(r) }>
+        [scale] s = Mul(c, w)
+        [flatten] f = Reshape(s, flat)
+        [act] y = Tanh(f)
+    }""",
+)  # fmt: skip
+
+case(
+    "squeeze_by_size", "torch.squeeze of a dimension that was called dynamic",
+    "squeeze:squeeze-open",
+    """g (float[n,c,4] x) => (float[n,4] y) <int64[1] one={1}, int64[1] at={1}> {
+        [relu] r = Relu(x)
+        [shape] s = Shape(r)
+        [size] d = Gather<axis=0>(s, at)
+        [same] flag = Equal(d, one)
+        [choose] v = If(flag)<then_branch = a () => (float[n,4] t) { [squeeze] t = Squeeze(r, one) },
+            else_branch = e () => (float[n,c,4] u) { [keep] u = Identity(r) }>
+        [act] y = Tanh(v)
+    }""",
+)  # fmt: skip
+
+case(
+    "spatial_transformer", "a spatial transformer for images of any size",
+    "grid:function-body",
+    """g (float[n,2,3] theta, float[n,3,h,w] x) => (float[n,3,h,w] y) {
+        [relu] r = Relu(x)
+        [size] s = Shape(r)
+        [grid] gr = AffineGrid(theta, s)
+        [sample] y = GridSample<mode="linear">(r, gr)
+    }""", 20,
+)  # fmt: skip
+
+case(
     "loop_growing", "an autoregressive loop that concatenates",
     "decode:loop-growing",
     """g (float[1,4] x) => (float[m,4] y) <int64 n={3}, bool go={1}> {
