@@ -216,4 +216,5 @@ def disturb(module: nn.Module, seed: int) -> None:
         if tensor.ndim == 1 and tensor.is_floating_point() and "inv_freq" not in name:
             shift = torch.rand(tensor.shape, generator=generator) - 0.5
             if torch.rand((), generator=generator) < 0.75:
-                tensor.data.add_(shift)  # scales and variances stay within 0.5 … 1.5
+                # Scales stay within 0.5 … 1.5, and so do variances, times what they were.
+                tensor.data.add_(shift * tensor if name.endswith("running_var") else shift)

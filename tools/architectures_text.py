@@ -44,7 +44,7 @@ def albert(size: Size, exporter: Exporter) -> Example:
 
 def t5(size: Size, exporter: Exporter) -> Example:
     """T5 v1.1, encoder and decoder: relative position bias, RMSNorm, gated GELU (3 + 3 layers when full)."""
-    tiny = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    tiny = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
     full = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 3, "num_decoder_layers": 3}
     config = tr.T5Config(
         vocab_size=1000, feed_forward_proj="gated-gelu", tie_word_embeddings=False, use_cache=False,
@@ -70,8 +70,8 @@ def whisperdec(size: Size, exporter: Exporter) -> Example:
     full = {"d_model": 384, "decoder_layers": 4, "decoder_attention_heads": 6, "decoder_ffn_dim": 1536}
     config = tr.WhisperConfig(
         vocab_size=1000, max_target_positions=128, encoder_layers=1, encoder_attention_heads=2, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, use_cache=False, **tiny if size == "tiny" else full,
-        attn_implementation=ATTENTION[exporter],
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, use_cache=False,
+        **tiny if size == "tiny" else full, attn_implementation=ATTENTION[exporter],
     )  # fmt: skip
     states = torch.randn(2, 20 if size == "tiny" else 1500, config.d_model)
     ids, axes = text(mask=exporter == "ts")

@@ -47,7 +47,7 @@ def swin(size: Size, exporter: Exporter) -> Example:
         "patch_size": 2,
         "window_size": 4,
         "embed_dim": 8,
-        "depths": [2, 2],
+        "depths": [1, 2],
         "num_heads": [1, 2],
     }
     config = tr.SwinConfig(

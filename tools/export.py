@@ -75,6 +75,10 @@ FIXTURE_EXPORTS = [
     Export("unet", "dyn", 18),
     Export("lstm", "ts", 14),
     Export("lstm", "dyn", 18),
+    Export("swin", "ts", 17),
+    Export("t5", "dyn", 20),
+    Export("qwen3", "ts", 17),
+    Export("gru", "ts", 17),
 ]
 
 CORPUS_EXPORTS = [
@@ -96,10 +100,11 @@ CORPUS_EXPORTS = [
     Export("lstm", "ts", 17, label="lstm_ts"),
 ]
 
-MORE = """
-    roberta distilbert albert t5 t5enc whisperdec qwen3 gemma3 mamba wav2vec2 gru
-    convnext swin segformer dinov2 vitdet detr mobilenetv2 efficientnet mobilevit yolo diffusion deeplab
-""".split()
+MORE = (
+    *("roberta", "distilbert", "albert", "t5", "t5enc", "whisperdec", "qwen3", "gemma3", "mamba", "wav2vec2"),
+    *("gru", "convnext", "swin", "segformer", "dinov2", "vitdet", "detr", "mobilenetv2", "efficientnet"),
+    *("mobilevit", "yolo", "diffusion", "deeplab"),
+)
 EXPORTERS: dict[Literal["ts", "dyn"], int] = {"ts": 17, "dyn": 20}
 CORPUS_EXPORTS += [
     Export(name, exporter, opset, label=f"{name}_{exporter}")
