@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
-from onnxlathe_passes.conditions import same_shape, uniform
+from onnxlathe_passes.conditions import producer, same_shape, uniform
 from onnxlathe_passes.coordinates import Counters
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.views import unsqueeze
@@ -162,7 +162,9 @@ class _Leaner:
             counts = self.counters.affine(node.outputs[0]) if node.op_type == "Range" else None
             if counts is not None and (counts.base, counts.slope, counts.dims) == (0, (1,), (size,)):
                 short = node.outputs[0]
-                if short.dtype != value.dtype or seen < 3:
+                # As it is made below: nothing would be gained, and a fixpoint would never end.
+                direct = seen == 2 and producer(value, "Unsqueeze") is not None
+                if short.dtype != value.dtype or seen == 1 or direct:
                     return None
                 return unsqueeze(op, short, list(range(1, after + 1))) if after else short
             work += [v for v in node.inputs if v is not None]
