@@ -97,7 +97,7 @@ def numbers(value: ir.Value) -> Array:
 
 def may_copy(weight: ir.Value, limit: int) -> bool:
     """Whether a changed weight may stand beside the old one: nothing else uses that, or it is small."""
-    return len(weight.uses()) == 1 or tensor_of(weight).nbytes <= limit
+    return tensor_of(weight).nbytes <= limit or len(weight.uses()) == 1
 
 
 def attributes_of(node: ir.Node, *left_out: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from onnxlathe.infer import dims_of, infer_node
 from onnxlathe.model import Model, subgraphs
 from onnxlathe.rewrite.builder import Builder
 from onnxlathe.rewrite.context import Context
-from onnxlathe.rewrite.edit import remove_unused, replace_value
+from onnxlathe.rewrite.edit import is_used, remove_unused, replace_value
 from onnxlathe.rewrite.match import input_types
 from onnxlathe.rewrite.rule import Attempt, LocalRule, Rule
 
@@ -133,7 +133,7 @@ class _Worklist:
         changed = False
         for old, new in zip(node.outputs, attempt.outputs, strict=True):
             if new is None:
-                if old.uses() or old.is_graph_output():
+                if is_used(old) or old.is_graph_output():
                     return False
             elif new is not old:
                 changed = True
@@ -199,7 +199,7 @@ class _Worklist:
         graph = node.graph
         assert graph is not None
         for value in op.constants:
-            if not value.uses() and not any(value is result for result in results):
+            if not is_used(value) and not any(value is result for result in results):
                 continue
             value.name = self.context.names.value(value.name or f"{node.name}/const")
             if graph is self.function_graph:

@@ -15,6 +15,7 @@ class Names:
     def __init__(self, model: ir.Model) -> None:
         self._values: set[str] = set()
         self._nodes: set[str] = set()
+        self._numbers: dict[str, int] = {}  # the last one that a hint got
         for graph in graphs_of(model):
             self._values.update(v.name for v in graph.inputs if v.name)
             self._values.update(graph.initializers)
@@ -25,24 +26,27 @@ class Names:
 
     def value(self, hint: str) -> str:
         """A new value name, `hint` itself if it is free."""
-        return _unique(self._values, hint)
+        return self._unique(self._values, hint)
 
     def node(self, hint: str) -> str:
         """A new node name, `hint` itself if it is free."""
-        return _unique(self._nodes, hint)
+        return self._unique(self._nodes, hint)
 
     def release_node(self, name: str | None) -> None:
         """Let the name of a removed node be used again."""
         self._nodes.discard(name or "")
 
-
-def _unique(taken: set[str], hint: str) -> str:
-    name, number = hint, 0
-    while name in taken or not name:
-        number += 1
-        name = f"{hint}_{number}"
-    taken.add(name)
-    return name
+    def _unique(self, taken: set[str], hint: str) -> str:
+        name = hint
+        if name in taken or not name:
+            # Not from 1 each time: thousands of copies of one constant ask with the same hint.
+            number = self._numbers.get(hint, 0)
+            while name in taken or not name:
+                number += 1
+                name = f"{hint}_{number}"
+            self._numbers[hint] = number
+        taken.add(name)
+        return name
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
@@ -93,7 +97,12 @@ def replace_value(old: ir.Value, new: ir.Value, names: Names) -> ir.Node | None:
 
 def is_unused(node: ir.Node) -> bool:
     """Whether nothing needs any output of the node."""
-    return not any(v.is_graph_output() or v.uses() for v in node.outputs)
+    return not any(v.is_graph_output() or is_used(v) for v in node.outputs)
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether some node uses the value; `uses()` would copy all uses, and a constant may have thousands."""
+    return bool(value._uses)
 
 
 def remove_unused(nodes: Iterable[ir.Node]) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -114,7 +123,7 @@ def remove_unused(nodes: Iterable[ir.Node]) -> tuple[list[ir.Node], list[ir.Node
             if producer is not None and producer.graph is not None:
                 neighbours[producer] = None
                 work.append(producer)
-            elif value.is_initializer() and not value.uses():
+            elif value.is_initializer() and not is_used(value):
                 drop_initializer(value)
         node.graph.remove(node)
         removed.append(node)
