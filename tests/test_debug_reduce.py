@@ -25,7 +25,7 @@ from onnxlathe.debug import (
     find_parting,
     reduce_model,
 )
-from onnxlathe.debug.diagnosis import signature_of
+from onnxlathe.debug.findings import signature_of
 from onnxlathe.debug.locate import signature
 from onnxlathe.debug.script import write_refusal
 from onnxlathe.errors import UsageError

@@ -171,7 +171,7 @@ class _Job:
 
     def _reduce(self, work: Workpiece, oracle: Oracle, diagnosis: Diagnosis, say: Say) -> int:
         from onnxlathe.debug import RefusedFor, reduce_model
-        from onnxlathe.debug.diagnosis import signature_of
+        from onnxlathe.debug.findings import signature_of
         from onnxlathe.debug.script import write_refusal
         from onnxlathe.errors import UsageError
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from onnxlathe.debug.catalogue import Cause, Remedy
-from onnxlathe.debug.diagnosis import Diagnosis, Finding
+from onnxlathe.debug.findings import Diagnosis, Finding
 from onnxlathe.debug.fix import Mended
 
 _NODES_SHOWN = 6

@@ -5,7 +5,8 @@
         for cause, findings in diagnosis.groups(): ...
 
 `ask` asks the target, `parts` cuts models, `locate` finds the node that a complaint means, `catalogue` knows
-causes, `diagnosis` puts them together; `reduce` (for a `check`) and `against` make small models, `fix` mends.
+causes, `diagnosis` puts them together as `findings`; `reduce` (for a `check`) and `against` make small models;
+`fix` mends, `decide` knows what has to be known for that, and `outside` what is left to the caller.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from .ask import Complaint, Hearing, Oracle
     from .catalogue import Cause, Remedy, causes, find_cause
     from .checks import Check, Command, RefusedFor, WrongAfter
-    from .diagnosis import Diagnosis, Finding, diagnose
+    from .diagnosis import diagnose
+    from .findings import Diagnosis, Finding
     from .fix import Attempt, Mended, mend
     from .parts import Workpiece
     from .reduce import Reduction, reduce_model
@@ -30,8 +32,8 @@ _PUBLIC = {
     "Check": "checks",
     "Command": "checks",
     "Complaint": "ask",
-    "Diagnosis": "diagnosis",
-    "Finding": "diagnosis",
+    "Diagnosis": "findings",
+    "Finding": "findings",
     "Hearing": "ask",
     "Mended": "fix",
     "Oracle": "ask",

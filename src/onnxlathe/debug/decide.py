@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxlathe.debug.diagnosis import Finding
+from onnxlathe.debug.findings import Finding
 from onnxlathe.infer import constant, dims_of, infer_model, known
 from onnxlathe.model import Model
 from onnxlathe.model.samples import default_bindings

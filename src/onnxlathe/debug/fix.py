@@ -9,7 +9,8 @@ from typing import Any
 from onnxlathe.api import Result, VerifyOptions, optimize
 from onnxlathe.debug.ask import Oracle
 from onnxlathe.debug.decide import decisions, frozen_sizes
-from onnxlathe.debug.diagnosis import Diagnosis, diagnose
+from onnxlathe.debug.diagnosis import diagnose
+from onnxlathe.debug.findings import Diagnosis
 from onnxlathe.debug.outside import Parts, left_outside
 from onnxlathe.errors import LatheError
 from onnxlathe.model import Model

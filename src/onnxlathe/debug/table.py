@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from onnxlathe.debug.ask import Complaint
 from onnxlathe.debug.catalogue import find_cause, operator_of, static_cause, type_name
-from onnxlathe.debug.diagnosis import Diagnosis, Finding, finding_at
+from onnxlathe.debug.findings import Diagnosis, Finding, finding_at
 from onnxlathe.debug.locate import Place
 from onnxlathe.debug.parts import Workpiece
 from onnxlathe.model import Model, load
