@@ -24,6 +24,7 @@ LINKED = ("fixtures", "examples", "tests", "docs", "tools", "passes")
 VARIABLE = [
     (re.compile(r"\b\d+(\.\d+)? (ms|s|MiB|kB|MB|GB)\b"), "N \\2"),
     (re.compile(r"\b\d(\.\d+)?e-\d+\b"), "1e-N"),
+    (re.compile(r"\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\]"), "[when]"),
     (re.compile(r"[─━]+"), "─"),
     (re.compile(r"[ \t]+"), " "),
 ]
