@@ -152,6 +152,8 @@ def points(rows: list[dict[str, Any]], x: str, y: str) -> list[tuple[float, floa
 def panel(title: str, lines: list[tuple[str, str, list[tuple[float, float]]]]) -> str:
     from math import ceil, floor, log10
 
+    if not any(line for _, _, line in lines):
+        return f'<text x="{MARGIN}" y="30">{title}: not measured</text>'
     xs = [log10(x) for _, _, line in lines for x, _ in line]
     ys = [log10(y) for _, _, line in lines for _, y in line]
     x0, x1, y0, y1 = floor(min(xs)), ceil(max(xs) + 1e-9), floor(min(ys)), ceil(max(ys) + 1e-9)
