@@ -102,7 +102,11 @@ def _joined(steps: list[StepRecord]) -> list[StepRecord]:
     for step in steps:
         word = step.name.partition(":")[0]
         last = joined[-1] if joined else None
-        if last is None or ":" not in step.name or last.name != word or step.skipped or last.skipped:
+        # A group that runs again repeats a pass.
+        again = last is None or last.name != word or bool({*step.passes} & {*last.passes})
+        if not again and step.skipped.startswith("needs opset"):
+            continue
+        if last is None or again or step.skipped or last.skipped:
             joined.append(replace(step, name=word))
             continue
         last.passes += step.passes
