@@ -219,3 +219,33 @@ def test_one_slice_of_what_is_moved(perm: str, axis: int, index: int, fires: boo
     text = f"""g (float[n,m,4] x) => (float[p,q] y) {{
         t = Transpose<perm=[{perm}]>(x) a = Gather<axis={axis}>(t, i) y = Relu(a) }}"""
     check(text, "shapes,gather_moved", ["Gather", "Relu"] if fires else None, weights={"i": np.array(index)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "squeezed", "fires"),
+    [("3,n,4", 0, 0, True), ("n,3,4", 1, -2, True), ("3,n,1", 0, 2, False), ("6,n,4", 0, None, False)],
+)
+def test_one_by_one(shape: str, axis: int, squeezed: int | None, fires: bool) -> None:
+    squeeze = "Abs({})" if squeezed is None else "Squeeze({}, axes)"
+    text = f"""g (float[{shape}] x) => (float[p,q] u, float[r,s] v, float[t,w] y) {{
+        a, b, c = Split<axis={axis}>(x) d = {squeeze.format("a")} e = {squeeze.format("b")}
+        f = {squeeze.format("c")} u = Relu(d) v = Neg(e) y = Exp(f) }}"""
+    if squeezed is None:
+        text = text.replace("q]", "q,k]").replace("s]", "s,k]").replace("w]", "w,k]")
+    expected = [*["Gather"] * 3, "Relu", "Neg", "Exp"]
+    weights = {"axes": np.array([squeezed or 0])}
+    after = optimized(parse(text, 17, weights), "shapes,unbind")
+    assert sorted(operators(after)) == sorted(expected if fires else operators(parse(text, 17, weights)))
+    assert_same(parse(text, 17, weights), after, *(samples(parse(text, 17, weights), n=n) for n in (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "fires"), [(1, 2, True), (-1, 99, True), (0, 1, True), (3, 4, False)]
+)
+def test_one_element(start: int, end: int, fires: bool) -> None:
+    text = """g (float[n,3,4] x) => (float[p,q] y) { a = Slice(x, s, e, o) b = Squeeze(a, o) y = Relu(b) }"""
+    weights = {"s": np.array([start]), "e": np.array([end]), "o": np.array([1])}
+    if not fires:  # the batch, whose size is not known to be 1
+        text = text.replace("[n,3,4]", "[3,n,4]")
+        weights |= {"s": np.array([0]), "e": np.array([1])}
+    check(text, "shapes,unbind", ["Gather", "Relu"] if fires else None, weights=weights)

@@ -75,6 +75,7 @@ from onnxlathe_passes.split_late import SplitLate
 from onnxlathe_passes.steady import Steady
 from onnxlathe_passes.swish import Swish
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
+from onnxlathe_passes.unbind import Unbind
 from onnxlathe_passes.uneven_split import UnevenSplit
 from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
@@ -158,6 +159,7 @@ PASSES: list[type[Pass]] = [
     Roll,
     GatherSlice,
     GatherMoved,
+    Unbind,
     Rotary,
     RotateHalf,
     SlicePartition,
