@@ -88,6 +88,7 @@ def _strided(value: ir.Value | None, opset: int) -> tuple[ir.Value, dict[int, Cu
     return (value, taken) if value is not None and taken else None
 
 
+@dataclass(frozen=True)
 class FocusConv(NodeRule):
     """Conv(Concat of all strided Slices of x, w) = Conv of x with a larger kernel and stride.
 
