@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.infer import dims_of
+from onnxlathe.infer import constant, dims_of
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
-from onnxlathe_passes.conditions import producer, same_shape, uniform
+from onnxlathe_passes.conditions import producer, same_shape
 from onnxlathe_passes.coordinates import Counters
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.views import unsqueeze
@@ -18,6 +18,7 @@ from onnxlathe_passes.weights import derived, tensor_of
 
 _DEEP = 8
 _FAR = 64
+_MASK = 16 << 20  # bytes; a mask of 2048 tokens
 _ELEMENTWISE = frozenset(
     {
         *("Cast", "Not", "Neg", "Identity", "Abs", "And", "Or", "Where"),
@@ -60,7 +61,7 @@ class LeanOperands(Pass):
         result = node.outputs[0]
         for index, value in enumerate(node.inputs):
             other = node.inputs[1 - index]
-            if value is None or other is None or is_constant(value) or not same_shape(other, result):
+            if value is None or other is None or not same_shape(other, result):
                 continue
             if leaner.zero(value) and (node.op_type == "Add" or (node.op_type == "Sub" and index == 1)):
                 if not context.permit(self.name):
@@ -69,6 +70,8 @@ class LeanOperands(Pass):
                 context.record(self.name, [node])
                 remove_unused([node])
                 return 1
+            if is_constant(value):
+                continue
             op = Builder(leaner.opset)
             smaller = leaner.smaller(value, op)
             if smaller is value or not context.permit(self.name):
@@ -101,7 +104,8 @@ class _Leaner:
     def zero(self, value: ir.Value, depth: int = 0) -> bool:
         """Whether all entries are 0 in every run."""
         if is_constant(value):
-            return bool(uniform(value) == 0)
+            array = constant(value, max_bytes=_MASK)
+            return array is not None and array.dtype.kind in "fiu" and not array.any()
         node = value.producer()
         if node is None or node.domain != "" or depth > _DEEP:
             return False

@@ -17,7 +17,7 @@ import sys
 import traceback
 import types
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,11 @@ class Registry:
                 raise UsageError(
                     f"{origin}: the pass name '{cls.name}' is taken by {owner}", hint="rename the pass"
                 )
+            if (field := _undecorated(cls)) is not None:
+                raise UsageError(
+                    f"{origin}: pass '{cls.name}' has the option '{field}' but is no dataclass",
+                    hint="write @dataclass(frozen=True) above the class",
+                )
         for cls in classes:
             self._passes[cls.name] = Registered(cls, origin, trusted)
         return [cls.name for cls in classes]
@@ -170,6 +175,15 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     return "`optimize passes` lists what there is"
+
+
+def _undecorated(cls: type[Pass]) -> str | None:
+    """An option that no dataclass made a field of; the pass would see its declaration instead of a value."""
+    for base in cls.__mro__:
+        for name, value in vars(base).items():
+            if isinstance(value, Field):
+                return name
+    return None
 
 
 def _passes_in(found: Any) -> Iterable[type[Pass]]:
