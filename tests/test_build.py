@@ -121,9 +121,17 @@ def test_every_fixture_gives_an_engine(
 @pytest.mark.parametrize("keep", ["fp32:Attention", "bf16:Attention", "fp32:MatMul"])
 @pytest.mark.parametrize("name", ["bert_dyn23", "llama_dyn23", "vit_dyn23"])
 def test_attention_among_other_types(
-    name: str, keep: str, precision: str, tmp_path: Path, builder: EngineBuilder
+    name: str,
+    keep: str,
+    precision: str,
+    tmp_path: Path,
+    builder: EngineBuilder,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Attention in a type of its own, and what is around it in another: what parses must also build."""
+    if name == "llama_dyn23" and keep == "fp32:Attention" and precision != "fp32":
+        # Of MatMul, RotaryEmbedding and this together TensorRT-RTX 1.7 cannot make a well-formed graph.
+        request.applymarker(pytest.mark.xfail(raises=TargetError, strict=True))
     model = onnxlathe.load(next(path for path in FIXTURES if path.stem == name))
     onnxlathe.optimize(model, f'O3,precision(type={precision},keep=["{keep}"])', verify=False)
     onnxlathe.save(model, tmp_path / "model.onnx")

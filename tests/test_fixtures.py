@@ -49,7 +49,9 @@ def test_is_valid(path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-@pytest.mark.parametrize("path", [p for p in MODELS if p.stem not in UNKNOWN_OPERATOR | BOMBS | REFUSED], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in MODELS if p.stem not in UNKNOWN_OPERATOR | BOMBS | REFUSED], ids=name_of
+)
 def test_runs_at_two_sizes(path: Path) -> None:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

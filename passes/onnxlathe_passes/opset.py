@@ -23,6 +23,9 @@ _GAINS = (
 )
 """From which version on operators that occur together can become one."""
 
+_BODIES = 18
+"""The version from which on Softplus has a function body."""
+
 
 @dataclass(frozen=True)
 class Opset(Pass):
@@ -54,6 +57,11 @@ class Opset(Pass):
                 f"pass 'opset' cannot raise to version {self.version}", hint=f"the newest known is {newest}"
             )
         wanted = self.version or _gain(model)
+        if wanted >= _BODIES and _overflows(model):
+            context.note(
+                f"opset {model.opset} stays: from {_BODIES} on ONNX Runtime's Softplus overflows in float16"
+            )
+            return 0
         scopes: list[tuple[ir.Graph, dict[str, int], bool]] = [(model.graph, model.ir.opset_imports, False)]
         scopes += [(f.graph, f.opset_imports, True) for f in model.ir.functions.values()]
         scopes = [s for s in scopes if 0 < s[1].get("", 0) < wanted]
@@ -87,6 +95,12 @@ class Opset(Pass):
         needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
         model.ir.ir_version = max(model.ir.ir_version, needed)
         return max(1, len(drafts))
+
+
+def _overflows(model: Model) -> bool:
+    """Whether a Softplus would be computed by its function body, log(1 + exp(x)), in half precision."""
+    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return any(n.op_type == "Softplus" and not n.domain and n.outputs[0].dtype in half for n in model.nodes())
 
 
 def _gain(model: Model) -> int:

@@ -16,7 +16,6 @@ from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.regroup import split
 from onnxlathe_passes.weights import Array, by_rows, derived, may_copy, tensor_of
 
-
 _ATTENTION = 23
 
 

@@ -65,7 +65,12 @@ def show(value: Any) -> str:
         return f"[{','.join(map(show, value))}]"
     if isinstance(value, str):
         match = _TOKEN.fullmatch(value)
-        plain = match and match.lastgroup == "word" and value not in ("true", "false", "none")
+        plain = (
+            match
+            and match[match.lastgroup or 0] == value
+            and match.lastgroup == "word"
+            and value not in ("true", "false", "none")
+        )
         return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return repr(value)
 
