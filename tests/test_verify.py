@@ -21,7 +21,7 @@ from helpers import parse
 from onnxlathe.errors import UsageError
 from onnxlathe.model import Model, load
 from onnxlathe.verify import Tolerance, Tolerances, Unchecked, Verdict, Verifier, parse_tolerance, verify
-from onnxlathe.verify import compare as compare_module
+from onnxlathe.verify import session as session_module
 from onnxlathe.verify.metrics import compare
 from onnxlathe.verify.runtime import RuntimeFailure, RuntimeProcess
 from onnxlathe.verify.store import Stored, write
@@ -49,7 +49,7 @@ def check(shared: RuntimeProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             onnx.save(proto, tmp_path / f"{name}.onnx")
             paths.append(tmp_path / f"{name}.onnx")
         with monkeypatch.context() as patch:
-            patch.setattr(compare_module, "RuntimeProcess", lambda **_: shared)
+            patch.setattr(session_module, "RuntimeProcess", lambda **_: shared)
             patch.setattr(shared, "stop", lambda: None)
             return verify(*paths, **options)  # type: ignore[arg-type]
 
@@ -264,7 +264,7 @@ def test_a_model_in_memory_and_several_candidates(tmp_path: Path) -> None:
         assert verifier.check(original.clone()).status == "equal"
         assert verifier.check(Model(ir.from_proto(mlp("Relu(h)")))).status == "different"
         assert verifier.check(original.clone()).status == "equal"
-        folder = verifier._folder
+        folder = verifier._session.folder
         assert folder.exists()
     assert not folder.exists()
 

@@ -18,7 +18,7 @@ from helpers import parse
 from onnxlathe.defaults import WEIGHTS_LIST
 from onnxlathe.model import Model, load
 from onnxlathe.model.mapped import save_mapped
-from onnxlathe.verify import Verifier, compare, memory
+from onnxlathe.verify import Verifier, memory, session, suspicion
 from onnxlathe.verify.piecewise import weight_bytes
 from onnxlathe.verify.runtime import RuntimeProcess
 from onnxlathe.verify.segments import Chain
@@ -37,7 +37,7 @@ def runtime() -> Iterator[RuntimeProcess]:
 
 @pytest.fixture(autouse=True)
 def one_child(runtime: RuntimeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "RuntimeProcess", lambda **_: runtime)
+    monkeypatch.setattr(session, "RuntimeProcess", lambda **_: runtime)
     monkeypatch.setattr(runtime, "stop", lambda: None)
 
 
@@ -114,7 +114,7 @@ def test_blame_finds_the_same_culprit(divide: bool, monkeypatch: pytest.MonkeyPa
     """Also where the whole models fit, and only the suspect segment is run again and again."""
     from onnxlathe.pipeline import Registry
 
-    monkeypatch.setattr(compare, "_WORTH_DIVIDING", 0 if divide else 1 << 60)
+    monkeypatch.setattr(suspicion, "_WORTH_DIVIDING", 0 if divide else 1 << 60)
     registry = Registry.standard()
     registry.add_plugin(str(Path(__file__).parent / "plugins" / "wrong_gelu.py"))
     name = next(e.name for e in registry.all() if "wrong_gelu" in e.origin)
