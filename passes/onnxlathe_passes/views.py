@@ -137,7 +137,7 @@ class ViewChain(NodeRule):
             i == 0 and user.op_type in _VIEWS for user, i in between.uses()
         ):
             return None
-        target = _spelled(x, y, op.opset, [inner, node])
+        target = _spelled(x, y, [inner, node])
         if target is None and node.op_type == "Reshape":
             target = _own_target(x, node, op.opset)
         if target:
@@ -152,7 +152,7 @@ def is_view(node: ir.Node, opset: int) -> bool:
     return node.op_type != "Transpose" or moves_unit_axes_only(node, opset)
 
 
-def _spelled(x: ir.Value, y: ir.Value, opset: int, chain: Sequence[ir.Node]) -> list[int] | None:
+def _spelled(x: ir.Value, y: ir.Value, chain: Sequence[ir.Node]) -> list[int] | None:
     """The target of a Reshape from x to the shape of y, if it can be written down."""
     dims, ours = dims_of(y), dims_of(x) or ()
     if dims is None or 0 in dims:

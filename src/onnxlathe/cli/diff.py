@@ -85,7 +85,7 @@ def _operators(kind: str, changes: Sequence[Change]) -> str:
 
 
 def _line(change: Change) -> str:
-    def side(nodes: Sequence[object], types: Sequence[str]) -> str:
+    def side(types: Sequence[str]) -> str:
         counts = Counter(types)
         return ", ".join(name if n == 1 else f"{n} {name}" for name, n in counts.items())
 
@@ -95,5 +95,5 @@ def _line(change: Change) -> str:
     if change.what:
         return f"{name}: {change.what}"
     if before and after:
-        return f"{name}: {side(change.before, before)} → {side(change.after, after)}"
+        return f"{name}: {side(before)} → {side(after)}"
     return f"{name} ({', '.join(before or after)})"

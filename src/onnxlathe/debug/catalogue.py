@@ -106,11 +106,6 @@ def causes() -> tuple[Cause, ...]:
     return tuple(c for f in files for c in msgspec.toml.decode(f.read_bytes(), type=_File).cause)
 
 
-def cause_named(name: str) -> Cause | None:
-    """The entry with that id."""
-    return next((c for c in causes() if c.id == name), None)
-
-
 def find_cause(
     complaint: Complaint, node: ir.Node | None, *, target: str = "", version: str = ""
 ) -> Cause | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -365,8 +365,3 @@ def _verdict(original: Model, candidate: Model, options: VerifyOptions) -> tuple
     if verdict.status != "different":
         return said, "", verdict.status == "equal"
     return said, f"computes something else: {verdict.summary()}", False
-
-
-def changed_rules(attempts: Iterable[Attempt]) -> Sequence[str]:
-    """Rules that changed something, of the remedies that were kept."""
-    return list(dict.fromkeys(rule for a in attempts if a.kept for rule in a.changes))

@@ -146,7 +146,6 @@ class Runner:
             disabled=self.disabled,
             spared=self.spared,
             limit=limit,
-            paranoid=self.paranoid,
             firings=record.firings,
         )
         started = time.perf_counter()

@@ -149,7 +149,7 @@ class Search:
             chosen = dict.fromkeys(kept, type_name(FLOAT32))
             if options.wider:
                 chosen = self.narrow(chosen)
-            result.after = self.trial(chosen, forced=True)
+            result.after = self.trial(chosen)
             result.constraints = self.constraints(chosen, {e.name: e for e in ranking})
         result.trials, result.resumed = self._state.count, self._state.count - self._new
         result.constraints.search.update(
@@ -182,7 +182,7 @@ class Search:
         path.unlink()
         return model
 
-    def trial(self, kept: Mapping[str, str], *, forced: bool = False) -> Trial:
+    def trial(self, kept: Mapping[str, str]) -> Trial:
         """Run the model with some nodes kept, unless that is known already."""
         known = self._state.get(kept)
         if known is not None:

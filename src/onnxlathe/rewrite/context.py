@@ -36,19 +36,18 @@ class Context:
 
     Attributes:
         names: hands out names that the model does not have yet.
-        allow: rules and passes left out, by name (a verification blamed them, or the user did).
+        disabled: rules and passes left out, by name (a verification blamed them, or the user did).
         spared: names of nodes that nothing may lower to a narrower type (a verification blamed them).
         limit: at most this many changes are permitted; how a wrong one is found by bisection.
         firings: what changed where, in order.
         notes: sentences for the user (what was left alone and why).
-        paranoid: check the IR's invariants after every change rather than after every pass.
+        spent: how many changes were permitted so far.
     """
 
     names: Names
     disabled: frozenset[str] = frozenset()
     spared: frozenset[str] = frozenset()
     limit: int | None = None
-    paranoid: bool = False
     firings: list[Firing] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     spent: int = 0

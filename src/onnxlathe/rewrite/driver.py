@@ -117,7 +117,7 @@ class _Worklist:
                 f"{type(error).__name__}: {error}",
                 hint=f"leave it out with -{rule.name}, and report it to its author",
             ) from error
-        if attempt.outputs is None or not self._usable(rule, node, attempt) or not self._allowed(op.nodes):
+        if attempt.outputs is None or not self._usable(node, attempt) or not self._allowed(op.nodes):
             op.rewind(0)
             return False
         if not self.context.permit(rule.name):
@@ -127,7 +127,7 @@ class _Worklist:
         self._apply(rule, node, attempt, op)
         return True
 
-    def _usable(self, rule: LocalRule, node: ir.Node, attempt: Attempt) -> bool:
+    def _usable(self, node: ir.Node, attempt: Attempt) -> bool:
         """Whether every output that something needs has a replacement, and not itself."""
         assert attempt.outputs is not None
         changed = False

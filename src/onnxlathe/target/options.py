@@ -20,7 +20,6 @@ POOLS: Final = (
     "dla-local-dram",
     "dla-global-dram",
 )
-MAX_LEVEL: Final = 5
 
 
 @dataclass(frozen=True)

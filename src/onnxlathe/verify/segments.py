@@ -59,13 +59,6 @@ class Chain:
                 values.pop(key, None)
             yield index + 1, values
 
-    def alive_at(self, place: int) -> frozenset[str]:
-        """Names of the values that pass a place."""
-        return next(
-            (frozenset(v.name or "" for v in values.values()) for p, values in self.alive() if p == place),
-            frozenset(),
-        )
-
     def between(self, before: Collection[str], behind: Collection[str]) -> Segment:
         """The nodes that come after all of `before` is made, up to where all of `behind` is.
 
