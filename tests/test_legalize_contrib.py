@@ -107,6 +107,22 @@ def test_quantized_gemm() -> None:
     check("QGemm", feeds, [F], ("as", "az", "b", "bs", "bz", "c"), alpha=1.0)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_quantized_gemm_by_columns(rows: int, quantized: bool) -> None:
+    """Scales of the columns where B lies the other way; one rounding, so that ties fall as they do there."""
+    feeds = {
+        "a": RNG.integers(0, 256, (rows, 6)).astype(np.uint8), "as": np.array(0.05, np.float32), "az": np.array(7, np.uint8),
+        "b": RNG.integers(-9, 9, (4, 6)).astype(np.int8), "bs": np.array([0.1, 0.2, 0.05, 0.3], np.float32), "bz": np.zeros(4, np.int8),
+        "c": RNG.integers(-100, 100, (4,)).astype(np.int32),
+    }  # fmt: skip
+    constants = ["as", "az", "b", "bs", "bz", "c"]
+    if quantized:
+        feeds |= {"ys": np.array(0.2, np.float32), "yz": np.array(3, np.uint8)}
+        constants += ["ys", "yz"]
+    check("QGemm", feeds, [U8 if quantized else F], tuple(constants), transB=1, alpha=0.5)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_matmul_n_bits(bits: int) -> None:
     depth, width, block = 64, 3, 32

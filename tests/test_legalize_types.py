@@ -255,3 +255,14 @@ def test_int32_bias_becomes_a_float_constant() -> None:
     after, _ = legalized(proto, ["DequantizeLinear"])
     assert [n.op_type for n in after.graph.node] == ["Add"]
     agree(in_runtime(after, {"x": np.ones(3, np.float32)}), [np.array([2.5, -1.0, 3.5], np.float32)])
+
+
+@pytest.mark.parametrize("narrow", [np.int16, np.uint16])
+def test_floats_out_of_range_become_numbers_of_the_narrow_type(narrow: type) -> None:
+    """As torch and ONNX Runtime have it on x86; what follows must not see a number that the type lacks."""
+    x = np.array([-2.7, -1.0, 0.5, 127.9, 300.5, -129.0, 32768.0, 65535.0, 65536.0, -70000.0], np.float32)
+    text = f"g (float[n] x) => (int32[n] y) {{ c = Cast<to={kind(narrow)}>(x) t = Abs(c) y = Cast<to=6>(t) }}"
+    after, _ = carried(parse(text))
+    for part in (x, x[:3]):
+        (found,) = in_runtime(after, {"x": part})
+        agree([found], [np.abs(np.trunc(part).astype(np.int64).astype(narrow)).astype(np.int32)])

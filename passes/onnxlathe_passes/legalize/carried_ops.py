@@ -177,7 +177,9 @@ def _converted(
         return rounded_to_power(op, op.cast(x, T.FLOAT), mode, bool(value_of(node, "saturate", op, 1)))
     require(target in BITS, f"no way to cast to {target.name}")
     if x.dtype in FLOATS and BITS[target] >= 8:
-        return op.cast(x, wide)  # what a float out of range becomes is undefined
+        # What a float out of range becomes is undefined; torch and ONNX Runtime on x86 wrap, and a carried
+        # number has to be one of the narrow type.
+        return wrap(op, op.cast(x, wide), target)
     carried = op.cast(x, T.INT64 if x.dtype == T.INT64 else wide)
     return op.cast(wrap(op, carried, target), wide) if source != target else op.Identity(carried)
 

@@ -290,23 +290,27 @@ def q_linear_concat(op: Draft, node: ir.Node) -> ir.Value:
 def q_gemm(op: Draft, node: ir.Node) -> ir.Value:
     """A Gemm of integers, whose bias has the product of the scales; quantized where an output scale is given."""
     a, a_scale, a_zero, b, b_scale, b_zero = (given(node, i) for i in range(6))
-    left = _real(op, a, a_scale, a_zero)
-    right = _real(op, b, b_scale, b_zero)
+    left, right = op.cast(a, T.FLOAT), op.cast(b, T.FLOAT)
     if _attribute(node, "transA", 0):
         left = op.Transpose(left, perm=[1, 0])
     if _attribute(node, "transB", 0):
         right = op.Transpose(right, perm=[1, 0])
-    alpha = float(_attribute(node, "alpha", 1.0))
-    result = op.MatMul(left, right)
-    if alpha != 1.0:
-        result = op.Mul(result, op.like(alpha, result))
+    # B has a zero point and a scale for each column of the product, whichever way it lies.
+    total = op.MatMul(op.Sub(left, op.cast(a_zero, T.FLOAT)), op.Sub(right, op.cast(b_zero, T.FLOAT)))
     bias = operand(node, 6)
     if bias is not None:
-        scale = op.Mul(a_scale, b_scale)
-        scale = scale if alpha == 1.0 else op.Mul(scale, op.like(alpha, scale))
-        result = op.Add(result, op.Mul(op.cast(bias, T.FLOAT), scale))
+        total = op.Add(total, op.cast(bias, T.FLOAT))
+    scale = op.Mul(a_scale, b_scale)
+    alpha = float(_attribute(node, "alpha", 1.0))
+    if alpha != 1.0:
+        scale = op.Mul(op.like(alpha, scale), scale)
     y_scale = operand(node, 7)
-    return result if y_scale is None else _levels(op, result, y_scale, operand(node, 8), element_type(a))
+    if y_scale is None:
+        result: ir.Value = op.Mul(total, scale)
+        return result
+    # One multiplication and one rounding, as ONNX Runtime has it: numbers half way stay half way.
+    levels = op.Mul(total, op.Div(scale, y_scale))
+    return _levels(op, levels, op.constant(np.float32(1)), operand(node, 8), element_type(node.outputs[0]))
 
 
 @lowers(f"{_MS}::MatMulIntegerToFloat")

@@ -155,6 +155,14 @@ def static_dims(value: ir.Value | None) -> list[int]:
     return [int(d) for d in dims]  # type: ignore[arg-type]
 
 
+def extent(value: ir.Value | None, axis: int) -> int:
+    """One dimension of a value; declines where it is unknown. The others may be open."""
+    dims = dims_of(value) if value is not None else None
+    if dims is None or not -len(dims) <= axis < len(dims) or not isinstance(dims[axis], int):
+        reject("a dimension that has to be known is open")
+    return int(dims[axis])  # type: ignore[arg-type]
+
+
 def rank_of(value: ir.Value | None) -> int:
     """The rank of a value; declines where it is unknown."""
     dims = dims_of(value) if value is not None else None

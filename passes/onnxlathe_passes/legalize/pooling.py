@@ -16,10 +16,13 @@ from onnxlathe_passes.legalize.draft import (
     Draft,
     contents,
     element_type,
+    extent,
     given,
     lowers,
     operand,
+    rank_of,
     static_dims,
+    static_or_none,
     value_of,
     wanted,
 )
@@ -43,7 +46,8 @@ class Window:
     @classmethod
     def of(cls, node: ir.Node, op: Draft) -> Window:
         """Read a pooling node."""
-        dims = static_dims(given(node, 0))[2:]
+        x = given(node, 0)
+        dims = [extent(x, axis) for axis in range(2, rank_of(x))]
         rank = len(dims)
         kernel = [int(k) for k in node.attributes["kernel_shape"].value]
         strides = [int(s) for s in value_of(node, "strides", op, [1] * rank) or [1] * rank]
@@ -139,10 +143,23 @@ def max_pool(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
         best = op.Max(best, part)
     assert best is not None
     if where is not None:
-        batch, channels = static_dims(x)[:2]
-        base = np.arange(batch * channels, dtype=np.int64) * int(np.prod(window.dims))
-        where = op.Add(where, op.constant(base.reshape([batch, channels] + [1] * len(window.dims))))
+        where = op.Add(where, _planes(op, x, window))
     return [op.cast(best, dtype), where]
+
+
+def _planes(op: Draft, x: ir.Value, window: Window) -> ir.Value:
+    """Where each plane begins in the flat input; the batch may be open."""
+    channels, plane, axes = extent(x, 1), int(np.prod(window.dims)), list(range(1, len(window.dims) + 1))
+    first = np.arange(channels, dtype=np.int64) * plane
+    batch = (static_or_none(x) or [None])[0]
+    inner = op.constant(first.reshape([1, channels] + [1] * len(window.dims)))
+    if isinstance(batch, int):
+        number = op.constant(np.arange(batch, dtype=np.int64))
+    else:
+        size = op.squeeze(op.Shape(x, start=0, end=1), 0)
+        number = op.Range(op.constant(np.int64(0)), size, op.constant(np.int64(1)))
+    result: ir.Value = op.Add(op.unsqueeze(op.Mul(number, channels * plane), *axes, axes[-1] + 1), inner)
+    return result
 
 
 def _flat(window: Window, offset: Sequence[int], column_major: bool) -> np.ndarray:

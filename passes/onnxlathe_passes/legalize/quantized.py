@@ -12,6 +12,7 @@ from onnxlathe_passes.legalize.draft import (
     FLOATS,
     Draft,
     element_type,
+    extent,
     given,
     lowers,
     operand,
@@ -81,14 +82,15 @@ def matmul_integer(op: Draft, node: ir.Node) -> ir.Value:
         left = op.Sub(left, op.cast(_rows(op, a_zero), T.FLOAT))
     if b_zero is not None:
         right = op.Sub(right, op.cast(b_zero, T.FLOAT))
-    depth = static_dims(a)[-1] if rank_of(b) > 1 else 0
+    axis = -2 if rank_of(b) > 1 else 0  # of B's rows
+    depth = extent(b, axis)
     require(depth <= 64 * _EXACT, "too many summands for exact parts")
     if depth <= _EXACT:
         return op.cast(op.MatMul(left, right), T.INT32)
     total: ir.Value | None = None
     for start in range(0, depth, _EXACT):
         end = min(start + _EXACT, depth)
-        part = op.MatMul(op.slice(left, -1, start, end), op.slice(right, -2, start, end))
+        part = op.MatMul(op.slice(left, -1, start, end), op.slice(right, axis, start, end))
         whole = op.cast(part, T.INT32)
         total = whole if total is None else op.Add(total, whole)
     assert total is not None

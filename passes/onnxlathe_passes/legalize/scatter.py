@@ -8,10 +8,21 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import require
-from onnxlathe_passes.legalize.draft import Draft, element_type, given, lowers, static_dims, value_of
+from onnxlathe_passes.legalize.draft import (
+    Draft,
+    element_type,
+    extent,
+    given,
+    lowers,
+    rank_of,
+    static_dims,
+    static_or_none,
+    value_of,
+)
 
 T = ir.DataType
 _LARGEST = 1 << 24  # entries of the table of places and updates
+_ASSUMED = 256  # updates, where their number is open
 _NEUTRAL = {"add": 0, "mul": 1}
 
 
@@ -58,31 +69,42 @@ def _not_negative(op: Draft, indices: ir.Value, size: int | ir.Value) -> ir.Valu
     return result
 
 
+def _both_known(data: object, indices: object) -> bool:
+    return data is not None and (data == indices or (isinstance(data, int) and isinstance(indices, int)))
+
+
 @lowers("ScatterElements")
 def scatter_elements(op: Draft, node: ir.Node) -> ir.Value:
     """Each place of the axis takes those of the updates whose index it is."""
     data, indices, updates = (given(node, i) for i in range(3))
     kind = _text(value_of(node, "reduction", op, "none"))
     require(kind in ("none", "add", "mul", "max", "min"), "no such reduction")
-    dims, moved = static_dims(data), static_dims(indices)
-    rank = len(dims)
+    rank = rank_of(data)
     axis = int(value_of(node, "axis", op, 0)) % rank
-    require(int(np.prod(moved)) * dims[axis] <= _LARGEST, "too large for a table of places and updates")
-    at = _not_negative(op, op.cast(indices, T.INT64), dims[axis])
+    size, dims, moved = extent(data, axis), static_or_none(data) or [], static_or_none(indices) or []
+    # How many updates there are may be open, and along the other axes what both share.
+    require(
+        all(i == axis or _both_known(d, m) for i, (d, m) in enumerate(zip(dims, moved, strict=True))),
+        "needs known sizes where data and indices may differ",
+    )
+    count = math.prod(m if isinstance(m, int) else _ASSUMED for m in moved)
+    require(count * size <= _LARGEST, "too large for a table of places and updates")
+    at = _not_negative(op, op.cast(indices, T.INT64), size)
     # [..., updates, places, ...] in place of the axis
-    places = np.arange(dims[axis], dtype=np.int64).reshape([1, -1] + [1] * (rank - axis - 1))
+    places = np.arange(size, dtype=np.int64).reshape([1, -1] + [1] * (rank - axis - 1))
     hits = op.Equal(op.unsqueeze(at, axis + 1), op.constant(places))
     inner = data
     other = [i for i in range(rank) if i != axis and moved[i] != dims[i]]
+    ends = {i: extent(indices, i) for i in other}
     if other:
-        inner = op.Slice(data, op.ints([0] * len(other)), op.ints([moved[i] for i in other]), op.ints(other))
+        inner = op.Slice(data, op.ints([0] * len(other)), op.ints(list(ends.values())), op.ints(other))
     value = _combined(op, kind, inner, hits, op.unsqueeze(updates, axis + 1), axis)
     for i in other:
         # What the updates do not reach along the other axes stays as it was.
         done = [j for j in other if j > i]
-        rest = op.slice(data, i, moved[i], dims[i])
+        rest = op.slice(data, i, ends[i], extent(data, i))
         if done:
-            rest = op.Slice(rest, op.ints([0] * len(done)), op.ints([moved[j] for j in done]), op.ints(done))
+            rest = op.Slice(rest, op.ints([0] * len(done)), op.ints([ends[j] for j in done]), op.ints(done))
         value = op.Concat(value, rest, axis=i)
     return value
 
@@ -93,11 +115,16 @@ def scatter_nd(op: Draft, node: ir.Node) -> ir.Value:
     data, indices, updates = (given(node, i) for i in range(3))
     kind = _text(value_of(node, "reduction", op, "none"))
     require(kind in ("none", "add", "mul", "max", "min"), "no such reduction")
-    dims, index_dims = static_dims(data), static_dims(indices)
-    depth = index_dims[-1]
+    dims, depth = static_dims(data), extent(indices, -1)
+    index_dims = static_or_none(indices) or []
     rows, width = int(np.prod(dims[:depth])), int(np.prod(dims[depth:]))
-    count = int(np.prod(index_dims[:-1]))
-    require(rows * width * count <= _LARGEST, "too large for a table of places and updates")
+    static = all(isinstance(n, int) for n in index_dims[:-1])
+    require(static or (kind != "none" and width > 0), "needs a known number of updates")
+    count = math.prod(n for n in index_dims[:-1] if isinstance(n, int)) if static else -1
+    require(
+        rows * width * (count if static else _ASSUMED) <= _LARGEST,
+        "too large for a table of places and updates",
+    )
     strides = [int(np.prod(dims[i + 1 : depth])) for i in range(depth)]
     at = _not_negative(op, indices, op.ints(dims[:depth]))
     row = op.reduce("Sum", op.Mul(at, op.ints(strides)), [-1], keepdims=False)

@@ -1,0 +1,122 @@
+"""Lowerings of operators some of whose dimensions are open: what they need to know, and nothing more."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from legalize_helpers import Array, agree, in_runtime, legalized, rewritten
+
+RNG = np.random.default_rng(0)
+
+
+def f32(*shape: int) -> Array:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def parsed(graph: str, opset: int = 18) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]> g {graph}')
+
+
+def same(proto: onnx.ModelProto, operator: str, *feeds: dict[str, Array]) -> None:
+    """One rewritten model gives what the original does, for every size."""
+    after, _ = legalized(proto, [operator])
+    for one in feeds:
+        agree(in_runtime(after, one), in_runtime(proto, one))
+
+
+def stays(proto: onnx.ModelProto, operator: str) -> None:
+    """No rewrite fits."""
+    after, _ = rewritten(proto, lambda m: [i for i, n in enumerate(m.graph) if n.op_type == operator])
+    assert operator in {n.op_type for n in after.graph.node}
+
+
+def test_max_pool_of_any_batch() -> None:
+    proto = parsed(
+        "(float[b,3,9,8] x) => (float[b,3,h,w] y, int64[b,3,h,w] i)"
+        "{ y, i = MaxPool<kernel_shape=[3,2],dilations=[2,1],pads=[1,0,1,1],strides=[2,1]>(x) }"
+    )
+    same(proto, "MaxPool", {"x": f32(1, 3, 9, 8)}, {"x": f32(4, 3, 9, 8)})
+    line = parsed(
+        "(float[b,2,12] x) => (float[b,2,n] y, int64[b,2,n] i) { y, i = MaxPool<kernel_shape=[3]>(x) }"
+    )
+    same(line, "MaxPool", {"x": f32(1, 2, 12)}, {"x": f32(3, 2, 12)})
+
+
+def test_average_pool_of_any_batch() -> None:
+    proto = parsed(
+        "(float[b,c,7] x) => (float[b,c,n] y) { y = AveragePool<kernel_shape=[3],dilations=[2]>(x) }", 19
+    )
+    same(proto, "AveragePool", {"x": f32(1, 2, 7)}, {"x": f32(3, 5, 7)})
+
+
+def test_indices_of_open_planes_stay() -> None:
+    for shape in ("b,c,12", "2,c,12", "b,2,l"):
+        stays(
+            parsed(
+                f"(float[{shape}] x) => (float[p,q,r] y, int64[p,q,r] i)"
+                "{ y, i = MaxPool<kernel_shape=[3]>(x) }"
+            ),
+            "MaxPool",
+        )
+
+
+@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+def test_scatters_of_any_number_of_updates(reduction: str) -> None:
+    rows = parsed(
+        f"(float[3,4,2] x, int64[n,2] i, float[n,2] u) => (float[3,4,2] y)"
+        f'{{ y = ScatterND<reduction="{reduction}">(x, i, u) }}'
+    )
+    columns = parsed(
+        f"(float[B,5] x, int64[B,n] i, float[B,n] u) => (float[B,5] y)"
+        f'{{ y = ScatterElements<reduction="{reduction}",axis=1>(x, i, u) }}'
+    )
+    for count in (0, 1, 7):
+        i = np.stack([RNG.integers(-3, 3, count), RNG.integers(-4, 4, count)], -1)
+        same(rows, "ScatterND", {"x": f32(3, 4, 2), "i": i, "u": f32(count, 2)})
+        i = RNG.integers(-5, 5, (2, count))
+        same(columns, "ScatterElements", {"x": f32(2, 5), "i": i, "u": f32(2, count)})
+
+
+def test_scatters_of_what_must_be_known_stay() -> None:
+    stays(
+        parsed("(float[4,2] x, int64[n,1] i, float[n,2] u) => (float[4,2] y) { y = ScatterND(x, i, u) }"),
+        "ScatterND",
+    )
+    stays(
+        parsed(
+            "(float[B,2] x, int64[n,1] i, float[n,2] u) => (float[B,2] y)"
+            '{ y = ScatterND<reduction="add">(x, i, u) }'
+        ),
+        "ScatterND",
+    )
+    stays(
+        parsed(
+            "(float[B,5] x, int64[C,n] i, float[C,n] u) => (float[B,5] y)"
+            '{ y = ScatterElements<reduction="add",axis=1>(x, i, u) }'
+        ),
+        "ScatterElements",
+    )
+
+
+@pytest.mark.parametrize("depth", [16, 600])
+def test_matmul_integer_of_any_rows(depth: int) -> None:
+    """What quantize_dynamic makes of a Linear layer for any batch and length."""
+    proto = parsed(
+        f"(uint8[b,s,{depth}] x, uint8 z, int8[{depth},3] w) => (int32[b,s,3] y) {{ y = MatMulInteger(x, w, z) }}"
+    )
+    line = parsed(f"(uint8[b,{depth}] x, int8[{depth}] w) => (int32[b] y) {{ y = MatMulInteger(x, w) }}")
+    w = RNG.integers(-128, 128, (depth, 3)).astype(np.int8)
+    for shape in ((1, 4), (3, 2)):
+        x = RNG.integers(200, 256, (*shape, depth)).astype(np.uint8)
+        same(proto, "MatMulInteger", {"x": x, "z": np.array(7, np.uint8), "w": w})
+        after, _ = legalized(line, ["MatMulInteger"])
+        (found,) = in_runtime(after, {"x": x[0], "w": w[:, 0]})
+        assert (found == x[0].astype(np.int64) @ w[:, 0].astype(np.int64)).all()
+
+
+def test_matmul_integer_of_unknown_depth_stays() -> None:
+    stays(
+        parsed("(uint8[2,k] x, int8[k,3] w) => (int32[2,3] y) { y = MatMulInteger(x, w) }"), "MatMulInteger"
+    )
