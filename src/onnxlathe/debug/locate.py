@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxlathe._bisection import smallest
 from onnxlathe.debug.ask import Complaint, Hearing, Oracle
 from onnxlathe.debug.parts import UncutError, Workpiece
 from onnxlathe.rewrite import subgraphs
@@ -188,16 +189,7 @@ class Locator:
 
 def first(holds: Callable[[int], bool], end: int) -> int | None:
     """The first number in 1…end for which `holds`, given that it goes on to hold; None if it never does."""
-    if end < 1 or not holds(end):
-        return None
-    low, high = 0, end
-    while high - low > 1:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+    return smallest(holds, end) if end >= 1 and holds(end) else None
 
 
 def _words(message: str) -> Iterator[str]:

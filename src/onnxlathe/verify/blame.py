@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxlathe._bisection import smallest
 from onnxlathe.model import Model
 from onnxlathe.pipeline import Budget, StepRecord
 from onnxlathe.rewrite import Firing
@@ -82,7 +83,7 @@ def find_culprit(attempt: Attempt, is_wrong: Callable[[Model], bool], units: int
 
     if units < 1 or wrong(Budget(units=0)):
         return None
-    unit = _first(lambda n: wrong(Budget(units=n)), units)
+    unit = smallest(lambda n: wrong(Budget(units=n)), units)
     _, records = attempt(Budget(units=unit))
     record = records[-1]
     whole = Culprit(
@@ -93,7 +94,7 @@ def find_culprit(attempt: Attempt, is_wrong: Callable[[Model], bool], units: int
     )
     if record.permits < 1 or wrong(Budget(unit, 0)):
         return whole
-    change = _first(lambda n: wrong(Budget(unit, n)), record.permits)
+    change = smallest(lambda n: wrong(Budget(unit, n)), record.permits)
     _, records = attempt(Budget(unit, change))
     firings: list[Firing] = records[-1].firings
     if not firings:
@@ -107,15 +108,3 @@ def find_culprit(attempt: Attempt, is_wrong: Callable[[Model], bool], units: int
         right=Budget(unit, change - 1),
         wrong=Budget(unit, change),
     )
-
-
-def _first(holds: Callable[[int], bool], end: int) -> int:
-    """The first number in 1…end for which `holds`, given that it does for `end` and not for 0."""
-    low, high = 0, end
-    while high - low > 1:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle
-    return high
