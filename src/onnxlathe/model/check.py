@@ -8,15 +8,24 @@ All of it takes time linear in the size of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import onnx
-import onnx.helper
 
 from onnxlathe.errors import ModelError
 
 from .arity import check_arity
+from .opset_imports import (
+    default_ir_version,
+    default_opset,
+    domain_of,
+    domains_of,
+    opsets_of,
+    set_opsets,
+    versions_of,
+)
+from .order import in_order
 from .protos import check_tensor, dense, infer_attribute_type, tensors_of, text
 
 # Messages of onnx are untyped here: NodeProto, GraphProto, and so on.
@@ -28,8 +37,6 @@ _SINGLE = {
     onnx.AttributeProto.GRAPH: "g",
     onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
 }
-
-_MAX_NAMED = 8  # nodes or tensors that one message names
 
 
 class Checker:
@@ -68,7 +75,7 @@ class Checker:
             proto.ClearField("training_info")
         graph = proto.graph
         graph.name = graph.name or "main_graph"
-        main = self._imports = _versions_of(proto)
+        main = self._imports = versions_of(proto)
         inputs = self._input_names(graph)
         free = self._graph(graph, inputs, [], "the graph")
         assert not free
@@ -76,7 +83,7 @@ class Checker:
         for function in proto.functions:
             where = f"function {function.name!r}"
             inputs = self._distinct(function.input, "input", where)
-            self._imports = _versions_of(function) or main
+            self._imports = versions_of(function) or main
             self._body(function, inputs, {}, [], where)
             for name in function.output:
                 if name not in self._scope:
@@ -98,42 +105,24 @@ class Checker:
                 f" {onnx.IR_VERSION}",
                 hint="Upgrade the onnx package, or export for an older version.",
             )
-        used = _domains(proto.graph.node)
-        opsets = self._opsets(proto.opset_import, "the model")
+        used = domains_of(proto.graph.node)
+        opsets = opsets_of(proto.opset_import, "the model")
         for domain in sorted(used - opsets.keys()):
-            opsets[domain] = version = 1 if domain else _default_opset(proto.ir_version)
+            opsets[domain] = version = 1 if domain else default_opset(proto.ir_version)
             what = f"operators of domain {domain!r}" if domain else "standard operators"
             self._repaired(f"the model imports no opset for its {what}", f"opset {version} was assumed")
         if proto.ir_version < 1:
-            version = _default_ir_version(opsets.get("", 1))
+            version = default_ir_version(opsets.get("", 1))
             self._repaired("the model has no IR version", f"version {version} was assumed")
             proto.ir_version = version
-        _set_opsets(proto.opset_import, opsets)
+        set_opsets(proto.opset_import, opsets)
         for function in proto.functions:
             where = f"function {function.name!r}"
-            own = self._opsets(function.opset_import, where)
-            for domain in sorted(_domains(function.node) - own.keys()):
+            own = opsets_of(function.opset_import, where)
+            for domain in sorted(domains_of(function.node) - own.keys()):
                 own[domain] = opsets.get(domain, 1)
                 self._repaired(f"{where} imports no opset for domain {domain!r}", "the model's was assumed")
-            _set_opsets(function.opset_import, own)
-
-    def _opsets(self, imports: Iterable[Proto], where: str) -> dict[str, int]:
-        newest = onnx.defs.onnx_opset_version()
-        opsets: dict[str, int] = {}
-        for entry in imports:
-            domain = _domain(entry.domain)
-            if opsets.get(domain, entry.version) != entry.version:
-                raise ModelError(
-                    f"{where} imports opsets {opsets[domain]} and {entry.version} of domain {domain!r}",
-                    hint="Only one version can be used; export the model again.",
-                )
-            if not domain and not 1 <= entry.version <= newest:
-                raise ModelError(
-                    f"{where} uses opset {entry.version}; onnx {onnx.__version__} knows 1 to {newest}",
-                    hint="Upgrade the onnx package, or export for an older opset.",
-                )
-            opsets[domain] = entry.version
-        return opsets
+            set_opsets(function.opset_import, own)
 
     # Graphs -----------------------------------------------------------------------------------------
 
@@ -154,7 +143,7 @@ class Checker:
         self, graph: Proto, inputs: dict[str, str], outer: list[dict[str, str]], where: str
     ) -> set[str]:
         """Check a graph; returns the names it takes from the graphs around it."""
-        initializers = self._initializers(graph, inputs, where)
+        initializers = self._initializers(graph, where)
         free = self._body(graph, inputs, initializers, outer, where)
         scope = self._scope
         for output in graph.output:
@@ -183,7 +172,7 @@ class Checker:
             candidate, number = f"{name}_{number}", number + 1
         return candidate
 
-    def _initializers(self, graph: Proto, inputs: dict[str, str], where: str) -> dict[str, str]:
+    def _initializers(self, graph: Proto, where: str) -> dict[str, str]:
         for sparse in graph.sparse_initializer:
             graph.initializer.append(dense(sparse))
             self._repaired(f"initializer {sparse.values.name!r} is sparse", "it was made dense")
@@ -275,7 +264,7 @@ class Checker:
                     free.add(name)
             needs.append(before)
         if any(other >= index for index, before in enumerate(needs) for other in before):
-            order = _sorted(needs, lambda index: _label(nodes[index], index), where)
+            order = in_order(needs, lambda index: _label(nodes[index], index), where)
             self._repaired(f"the nodes of {where} are not in topological order", "they were sorted")
             _replace(body.node, [nodes[index] for index in order])
         self._scope = scope
@@ -295,7 +284,7 @@ class Checker:
             if field and not attribute.ref_attr_name and not attribute.HasField(field):
                 raise ModelError(f"attribute {attribute.name!r} of {_label(node, index)} has no value")
             if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
-                if node.op_type != "Constant" or _domain(node.domain):
+                if node.op_type != "Constant" or domain_of(node.domain):
                     raise ModelError(
                         f"{_label(node, index)} has the sparse attribute {attribute.name!r}: not supported",
                         hint="Export the model with dense tensors.",
@@ -343,7 +332,7 @@ class Checker:
         for index, function in enumerate(functions):
             text(function.name, "a function")
             text(function.overload, "a function's overload")
-            key = (_domain(function.domain), function.name, function.overload)
+            key = (domain_of(function.domain), function.name, function.overload)
             if key in ids:
                 raise ModelError(f"function {function.name!r} of domain {key[0]!r} is defined twice")
             ids[key] = index
@@ -353,19 +342,15 @@ class Checker:
             [
                 ids[key]
                 for node in _nodes([function])
-                if (key := (_domain(node.domain), node.op_type, node.overload)) in ids
+                if (key := (domain_of(node.domain), node.op_type, node.overload)) in ids
             ]
             for function in functions
         ]
         # Any order will do: onnx_ir does not ask for one. But a function must not call itself.
-        _sorted(calls, lambda index: f"function {functions[index].name!r}", "the model's functions")
+        in_order(calls, lambda index: f"function {functions[index].name!r}", "the model's functions")
 
 
 # Helpers --------------------------------------------------------------------------------------------
-
-
-def _domain(domain: str | bytes) -> str:
-    return "" if domain == "ai.onnx" else text(domain, "an operator domain")
 
 
 def _nodes(bodies: list[Proto]) -> Iterator[Proto]:
@@ -378,34 +363,6 @@ def _nodes(bodies: list[Proto]) -> Iterator[Proto]:
                 if attribute.HasField("g"):
                     pending.append(attribute.g)
                 pending.extend(attribute.graphs)
-
-
-def _domains(nodes: Sequence[Proto]) -> set[str]:
-    domains = {_domain(node.domain) for node in nodes}
-    for node in nodes:
-        for attribute in node.attribute:
-            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                domains |= _domains(graph.node)
-    return domains
-
-
-def _set_opsets(imports: Any, opsets: dict[str, int]) -> None:
-    del imports[:]
-    for domain, version in opsets.items():
-        imports.add(domain=domain, version=version)
-
-
-def _default_opset(ir_version: int) -> int:
-    """The newest standard opset that any onnx release with this IR version had."""
-    if ir_version < 3:
-        return 1  # before IR version 3 there was no opset_import, and one opset
-    return max(int(row[2]) for row in onnx.helper.VERSION_TABLE if row[1] <= ir_version)
-
-
-def _default_ir_version(opset: int) -> int:
-    """The oldest IR version whose onnx release has this opset."""
-    fitting = (int(row[1]) for row in onnx.helper.VERSION_TABLE if row[2] >= opset)
-    return min(fitting, default=int(onnx.IR_VERSION))
 
 
 def _replace(repeated: Any, messages: list[Proto]) -> None:
@@ -433,46 +390,6 @@ def _close(name: str, scope: dict[str, str]) -> str:
     return f"; there is a {near[0]!r}" if near else ""
 
 
-def _sorted(needs: list[list[int]], label: Callable[[int], str], where: str) -> list[int]:
-    """An order in which everything comes after what it needs, as close to the given one as may be.
-
-    Args:
-        needs: for each item the items that must come before it.
-
-    Raises:
-        ModelError: there is a cycle; it is named.
-    """
-    order: list[int] = []
-    state = bytearray(len(needs))  # 0 not seen, 1 on the path, 2 in `order`
-    for root in range(len(needs)):
-        if state[root]:
-            continue
-        state[root] = 1
-        path = [root]
-        pending = [iter(needs[root])]
-        while path:
-            for other in pending[-1]:
-                if state[other] == 1:
-                    cycle = path[path.index(other) :]
-                    names = [label(index) for index in reversed(cycle)]
-                    if len(names) > _MAX_NAMED:
-                        names[_MAX_NAMED - 1 : -1] = [f"({len(names) - _MAX_NAMED} more)"]
-                    raise ModelError(
-                        f"{where} has a cycle: {' -> '.join([*names, names[0]])}",
-                        hint="No order of execution exists; the model was damaged or edited wrongly.",
-                    )
-                if not state[other]:
-                    state[other] = 1
-                    path.append(other)
-                    pending.append(iter(needs[other]))
-                    break
-            else:
-                state[path[-1]] = 2
-                order.append(path.pop())
-                pending.pop()
-    return order
-
-
 def check_tensors(proto: Proto) -> None:
     """Every tensor with its data in the file must have as many as its type and shape say.
 
@@ -481,8 +398,3 @@ def check_tensors(proto: Proto) -> None:
     """
     for tensor in tensors_of(proto):
         check_tensor(tensor)
-
-
-def _versions_of(proto: Proto) -> dict[str, int]:
-    """Versions of the operator sets that a model or function imports; `ai.onnx` is the default domain."""
-    return {entry.domain if entry.domain != "ai.onnx" else "": entry.version for entry in proto.opset_import}
