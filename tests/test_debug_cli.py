@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from helpers import parse
 from onnxlathe.cli import run
 from refused import chain, corpus, needs_rtx
 
@@ -157,3 +158,43 @@ def test_wrong_usage(words: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     assert "error" in said
     assert "Traceback" not in said
     assert "internal" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engine", "e"], "--engine does nothing without --fix"),
+        (["--pad", "3"], "--pad does nothing without --fix"),
+        (["--fail-code", "3"], "--fail-code does nothing without --check"),
+        (["--cause", "loss"], "--cause does nothing without --reduce"),
+        (["--fix", "--reduce"], "--fix excludes --reduce"),
+        (["--check", "true {}", "--fail-regex", "("], "--fail-regex ("),
+        (["--check", "true '"], "--check true '"),
+        (["--target", "none", "--fix"], "--fix asks TensorRT itself"),
+        (["--bind", "k"], "--bind k: no value"),
+        (["--bind", "k=[1.5]"], "int64 cannot hold [1.5]"),
+        (["--bind", "j=[1]"], "no input is called 'j'"),
+    ],
+)
+def test_options_that_do_nothing(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "g (float[2,9] x, int64[1] k) => (float[2,m] v) { v, i = TopK(x, k) }"
+    onnx.save(parse(text), tmp_path / "m.onnx")
+    assert run(["debug", str(tmp_path / "m.onnx"), *options]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["debug", str(tmp_path)]) == 2
+    assert "a folder, not a model" in " ".join(capsys.readouterr().err.split())
+
+
+@needs_rtx
+def test_an_engine_where_nothing_is_to_be_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(chain(["Relu", "Tanh"]), tmp_path / "m.onnx")
+    assert run(["debug", str(tmp_path / "m.onnx"), "--fix", "--engine", str(tmp_path / "e")]) == 0
+    assert "nothing to mend" in capsys.readouterr().out
+    assert (tmp_path / "e").stat().st_size > 0
+    assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "e"}

@@ -104,19 +104,11 @@ class _Job:
         self.notes: list[str] = []
 
     def run(self) -> int:
+        from onnxlathe.cli.debug_options import consistent
         from onnxlathe.cli.output import progress
-        from onnxlathe.errors import UsageError
 
         options = self.options
-        given = [n for n in ("check", "passes", "against") if options[n]]
-        if len(given) > 1:
-            raise UsageError(f"--{given[0]} and --{given[1]} exclude each other", hint="give one of them")
-        if options["pad"] not in ("max", "none") and not (options["pad"].isdecimal() and int(options["pad"])):
-            raise UsageError(
-                f"--pad {options['pad']}: not a number of rows", hint="write --pad 300, max or none"
-            )
-        if given and options["fixing"]:
-            raise UsageError(f"--fix excludes --{given[0]}", hint="leave one of them out")
+        consistent(options)
         with progress(quiet=options["quiet"] or options["as_json"]) as say:
             say(f"loading {self.source.name}")
             if options["against"]:
@@ -133,6 +125,7 @@ class _Job:
     def _diagnose(self, say: Say) -> int:
         from onnxlathe.debug import Oracle, Workpiece, diagnose, diagnose_by_table
         from onnxlathe.debug.ask import existing
+        from onnxlathe.errors import UsageError
         from onnxlathe.target import find_target
         from onnxlathe.target.options import parse_bytes
 
@@ -142,6 +135,9 @@ class _Job:
         if not target.available:
             diagnosis = diagnose_by_table(self.source, reason=target.reason)
             self._show(diagnosis)
+            if options["fixing"] or options["reducing"]:
+                mode = "--fix" if options["fixing"] else "--reduce"
+                raise UsageError(f"{mode} asks TensorRT itself: {target.reason}", hint="leave it out")
             return 0 if diagnosis.accepted else 1
         model = self._model()
         memory = parse_bytes(options["memory"], "--memory") if options["memory"] else None
@@ -202,6 +198,8 @@ class _Job:
         return 0
 
     def _fix(self, model: Model, oracle: Oracle, diagnosis: Diagnosis, say: Say) -> int:
+        from rich.markup import escape
+
         from onnxlathe.cli.debug_text import show_mended
         from onnxlathe.cli.options import registry_with
         from onnxlathe.cli.output import out
@@ -210,6 +208,9 @@ class _Job:
 
         options = self.options
         if diagnosis.accepted and not options["bound"]:
+            self._say("there is nothing to mend: the model stays as it is")
+            if options["engine"]:
+                self._say(f"engine   {escape(str(oracle.write_engine(model, options['engine'])))}")
             return 0
         original = load(self.source) if options["bound"] else model
         mended = mend(

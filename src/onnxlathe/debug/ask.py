@@ -348,7 +348,7 @@ def existing(path: Path) -> Path:
         ModelError: there is none, or it is empty.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: a folder, not a model" if path.is_dir() else f"{path}: no such file")
     if not path.stat().st_size:
         raise ModelError(f"{path}: the file is empty")
     return path

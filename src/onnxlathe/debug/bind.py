@@ -32,7 +32,9 @@ def bind_inputs(model: Model, words: Iterable[str]) -> list[str]:
         name, equals, text = word.partition("=")
         inputs = {v.name: v for v in model.graph.inputs}
         value = inputs.get(name.strip())
-        if not equals or value is None:
+        if not equals:
+            raise UsageError(f"--bind {word}: no value", hint=f"write --bind '{word}=[1]'")
+        if value is None:
             names = [str(n) for n in inputs]
             raise UsageError(f"--bind {word}: no input is called {name!r}", hint=nearest(name, names))
         array = _array(word, text, value)
@@ -43,12 +45,16 @@ def bind_inputs(model: Model, words: Iterable[str]) -> list[str]:
 
 def _array(word: str, text: str, value: ir.Value) -> np.ndarray:
     try:
-        array = np.asarray(json.loads(text))
-        array = array.astype(value.dtype.numpy() if value.dtype is not None else array.dtype)
-    except (ValueError, TypeError):
+        read = np.asarray(json.loads(text))
+        array = read.astype(value.dtype.numpy() if value.dtype is not None else read.dtype)
+    except (ValueError, TypeError, OverflowError):
         raise UsageError(
             f"--bind {word}: {text!r} is no value", hint="write numbers: axes=[1], k=3"
         ) from None
+    if array.dtype.kind in "iub" and not np.array_equal(array, read):
+        raise UsageError(
+            f"--bind {word}: {array.dtype} cannot hold {text}", hint=f"it would be {array.tolist()}"
+        )
     if value.shape is None:
         return array
     want = [d if isinstance(d, int) else None for d in value.shape]

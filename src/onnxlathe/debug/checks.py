@@ -127,12 +127,19 @@ class Command:
     needs_feeds: bool = False
 
     def __post_init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="onnxlathe-check-"))
-        words = shlex.split(self.command)
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise UsageError(f"--check {self.command}: {error}", hint="close the quotes") from None
+        try:
+            re.compile(self.fail_regex)
+        except re.error as error:
+            raise UsageError(f"--fail-regex {self.fail_regex}: {error}", hint="escape ( as \\(") from None
         if not words or shutil.which(words[0]) is None:
             raise UsageError(
                 f"--check {self.command}: there is no such program", hint="quote the whole command"
             )
+        self._folder = Path(tempfile.mkdtemp(prefix="onnxlathe-check-"))
 
     def __call__(self, part: Model, feeds: Feeds) -> bool:
         path = self._folder / "model.onnx"
@@ -140,7 +147,9 @@ class Command:
         words = shlex.split(self.command)
         words = [w.replace("{}", str(path)) for w in words] if "{}" in self.command else [*words, str(path)]
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=self.timeout, check=False)
+            done = subprocess.run(
+                words, capture_output=True, text=True, errors="replace", timeout=self.timeout, check=False
+            )
         except subprocess.TimeoutExpired:
             return not self.fail_regex and not self.fail_codes
         if self.fail_regex:
