@@ -24,6 +24,7 @@ import pytest
 import onnxlathe
 from helpers import parse
 from onnxlathe import _files
+from onnxlathe.cli import run
 from onnxlathe.cli.precision_options import around
 from onnxlathe.errors import LatheError, UsageError
 from onnxlathe.target import CRASHED, TARGETS, TIMED_OUT, Target, TargetError, timing_cache
@@ -228,6 +229,7 @@ def test_refusal_names_the_node(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="the_unique") as caught:
         build(path, tmp_path / "e.engine")
     assert caught.value.refusals[0].operator == "Unique"
+    assert "optimize debug" in caught.value.hint
     nothing_new(tmp_path)
 
 
@@ -358,6 +360,34 @@ def test_places_where_no_engine_can_be(model: Path, tmp_path: Path) -> None:
         build(model, tmp_path)
     with pytest.raises(LatheError, match="no folder"):
         build(model, tmp_path / "nowhere" / "m.engine")
+
+
+@pytest.mark.parametrize(
+    ("command", "victim"),
+    [
+        (["build", "MODEL", "--report", "MODEL"], "model.onnx"),
+        (["build", "MODEL", "--report", "model.engine.json"], "model.engine.json"),
+        (["build", "MODEL", "--build-log", "MODEL"], "model.onnx"),
+        (["build", "MODEL", "--build-log", "model.engine"], "model.engine"),
+        (["MODEL", "-o", "new.onnx", "--report", "MODEL"], "model.onnx"),
+        (["MODEL", "-o", "new.onnx", "--report", "new.onnx"], "new.onnx"),
+        (["MODEL", "-o", "new.onnx", "--engine", "e", "--build-log", "new.onnx"], "new.onnx"),
+        (["MODEL", "-o", "new.onnx", "--engine", "e", "--build-log", "x", "--report", "x"], "x"),
+    ],
+)
+def test_no_report_or_log_replaces_another_file(
+    model: Path,
+    command: list[str],
+    victim: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = model.read_bytes()
+    monkeypatch.chdir(model.parent)
+    assert run([word.replace("MODEL", model.name) for word in command]) == 2
+    assert f"would replace '{victim}'" in " ".join(capsys.readouterr().err.split())
+    assert model.read_bytes() == before
+    nothing_new(model.parent)
 
 
 # Timing cache -------------------------------------------------------------------------------------------

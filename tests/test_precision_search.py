@@ -137,6 +137,46 @@ def test_show(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "statistics of a normalization" in capsys.readouterr().out
 
 
+def test_what_is_shown_goes_to_the_report(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "r.json"
+    assert command(["precision", str(path), "--passes", "shapes", "--report", str(report)]) == 0
+    notes = json.loads(report.read_text())["notes"]
+    printed = capsys.readouterr().out.split()
+    assert notes
+    assert " ".join(notes).split() == printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--search", "-o", "MODEL"], "would replace"),
+        (["--search", "-o", "."], "it is a folder"),
+        (["--search", "-o", "nowhere/x.toml"], "'nowhere'"),
+        (["--search", "-o", "x.json", "--report", "x.json"], "would replace"),
+        (["--report", "MODEL"], "would replace"),
+        (["--data", "inputs.npz"], "--data is about the search"),
+        (["--atol", "1"], "--atol is about the search"),
+    ],
+)
+def test_wrong_words_of_the_search(
+    path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert command(["precision", str(model), *(w.replace("MODEL", str(model)) for w in words)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+    assert model.read_bytes() == path.read_bytes()
+
+
 def test_lowered_and_verified_in_one_run(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

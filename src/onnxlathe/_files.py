@@ -8,6 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def same_place(first: Path, second: Path) -> bool:
+    """Whether writing one of two files writes the other; neither need be there yet."""
+    if first.exists() and second.exists():
+        return first.samefile(second)
+    return first.resolve() == second.resolve()
+
+
 def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that whoever opens it finds either the old or the new contents, whatever happens.
 

@@ -54,10 +54,10 @@ def build_command(**options: Any) -> int:
         options = with_recipe(options, load_recipe(options["recipe_path"]))
     loaded = load(model)  # an unreadable model is complained of before anything else
     request = engine_request(
-        options["output"] or model.with_suffix(".engine"), options, timeout=options["timeout"]
+        options["output"] or model.with_suffix(".engine"), options, model, timeout=options["timeout"]
     )
     if options["report"] is not None:
-        check_writable(options["report"])
+        check_writable(options["report"], model, *request.files)
     with progress(quiet=options["quiet"]) as say:
         engine = make_engine(
             model,

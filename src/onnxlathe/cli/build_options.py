@@ -101,19 +101,26 @@ def with_recipe(options: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def engine_request(
-    path: Path, options: Mapping[str, Any], *, timeout: float, fixed: Mapping[str, int] | None = None
+    path: Path,
+    options: Mapping[str, Any],
+    *models: Path,
+    timeout: float,
+    fixed: Mapping[str, int] | None = None,
 ) -> EngineRequest:
-    """What engine to build, from the options by name.
+    """What engine to build, from the options by name; `models` are files that its log may not replace.
 
     Raises:
+        LatheError: the log cannot be written there.
         UsageError: an option that cannot be read.
         TargetError: the target is not installed.
     """
+    from onnxlathe.cli.options import check_writable
     from onnxlathe.errors import UsageError
     from onnxlathe.target import find_target
     from onnxlathe.target.engine import EngineRequest
     from onnxlathe.target.options import BuildOptions, parse_bytes, parse_capabilities, parse_pool
     from onnxlathe.target.profiles import ProfileWishes
+    from onnxlathe.target.sidecar import sidecar_path
 
     if options["target"] == "none":
         raise UsageError("--target none: an engine needs a target", hint="leave the option out, or say rtx")
@@ -141,4 +148,7 @@ def engine_request(
         options["min_shapes"], options["opt_shapes"], options["max_shapes"], options["ranges"], fixed or {}
     )
     log = Path(options["build_log"]) if options["build_log"] else None
-    return EngineRequest(path, find_target(options["target"]), build, wishes, timeout, log)
+    request = EngineRequest(path, find_target(options["target"]), build, wishes, timeout, log)
+    if log is not None:
+        check_writable(log, *models, path, sidecar_path(path), what="the log")
+    return request

@@ -177,14 +177,14 @@ class _Job:
             raise UsageError("--output is the current folder", hint="name a file, as in -o small.onnx")
         registry = registry_with([*recipe.plugins, *options["plugins"]])
         self.check_names(registry)
-        if options["report"] is not None:
-            check_writable(options["report"])
         with progress(quiet=options["quiet"]) as say:
             say(f"loading {self.source.name}")
             model = load(self.source)
             output = self.output(model)
             frozen = self.freeze(model)
             request = self.engine_request(recipe, output)
+            if options["report"] is not None:
+                check_writable(options["report"], self.source, output, *(request.files if request else ()))
             verify = False if options["no_verify"] else self.verify_options(model)
             try:
                 result = optimize(
@@ -317,7 +317,9 @@ class _Job:
             path = path / f"{self.source.stem}.engine"
         check_engine_path(path, self.source, output)
         options = with_recipe(self.options, recipe)
-        return engine_request(path, options, timeout=self.options["build_timeout"], fixed=self.frozen)
+        return engine_request(
+            path, options, self.source, output, timeout=self.options["build_timeout"], fixed=self.frozen
+        )
 
     def build(self, request: EngineRequest, result: Result, output: Path, say: Callable[[str], None]) -> None:
         """Build the engine of what was saved."""

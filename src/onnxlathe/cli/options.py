@@ -194,16 +194,30 @@ def registry_with(plugins: Sequence[str]) -> Registry:
     return registry
 
 
-def check_writable(path: Path) -> None:
-    """A report that cannot be written is refused before the work rather than after it."""
+def check_writable(path: Path, *files: Path, what: str = "the report") -> None:
+    """A report (or `what`) that cannot be written is refused before the work rather than after it.
+
+    Args:
+        path: where it shall be.
+        files: what it may not replace: models, engines.
+        what: it, in words.
+
+    Raises:
+        LatheError: it cannot be written there.
+        UsageError: it would replace one of `files`.
+    """
     import os
 
-    from onnxlathe.errors import LatheError
+    from onnxlathe._files import same_place
+    from onnxlathe.errors import LatheError, UsageError
 
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         why = "it is a folder" if path.is_dir() else f"'{folder}' is no folder that can be written to"
-        raise LatheError(f"cannot write the report '{path}': {why}", hint="name a file in another folder")
+        raise LatheError(f"cannot write {what} '{path}': {why}", hint="name a file in another folder")
+    for file in files:
+        if same_place(path, file):
+            raise UsageError(f"{what} '{path}' would replace '{file}'", hint="choose another name for it")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from onnxlathe.precision.search import SearchResult
 
 
-_SEARCHING = ("output", "error", "wider", "max_trials", "fresh")
+_SEARCHING = ("output", "error", "wider", "max_trials", "fresh",
+              "shapes", "dims", "data", "seeds", "atol", "rtol", "timeout")  # fmt: skip
 
 
 @click.command(short_help="Find out which nodes must stay in float32.")
@@ -79,10 +80,10 @@ def precision_command(**options: Any) -> int:
     options["plugins"] = [*recipe.plugins, *options["plugins"]]
     if options["passes"] is None:
         options["passes"] = "O3" if recipe.passes == "default" else recipe.passes
-    if options["report"] is not None:
-        check_writable(options["report"])
     if not options["search"] and (searching := given(_SEARCHING)):
         raise UsageError(f"{searching[0]} is about the search", hint="ask for it: --search")
+    if options["report"] is not None:
+        check_writable(options["report"], options["model"])
     return _search(options, recipe) if options["search"] else _show(options, recipe)
 
 
@@ -90,7 +91,7 @@ def _show(options: dict[str, Any], recipe: Recipe) -> int:
     from rich.markup import escape
 
     from onnxlathe.api import optimize
-    from onnxlathe.cli.options import registry_with
+    from onnxlathe.cli.options import registry_with, write_json
     from onnxlathe.cli.output import out, progress
     from onnxlathe.cli.precision_options import is_asked, precision_item
     from onnxlathe.model import load
@@ -110,8 +111,11 @@ def _show(options: dict[str, Any], recipe: Recipe) -> int:
             before_step=say,
         )
     console = out(quiet=options["quiet"])
-    for note in [*notes, *result.steps[-1].notes]:
+    found = [*notes, *result.steps[-1].notes]
+    for note in found:
         console.print(escape(note))
+    if options["report"] is not None:
+        write_json(options["report"], {"schema": 1, "pipeline": result.pipeline, "notes": found})
     return 0
 
 
@@ -130,6 +134,9 @@ def _search(options: dict[str, Any], recipe: Recipe) -> int:
     source: Path = options["model"]
     notes: list[str] = []
     target = options["output"] or source.with_name(f"{source.stem}.precision.toml")
+    check_writable(
+        target, source, *([options["report"]] if options["report"] else []), what="the constraints"
+    )
     given = load_constraints(options["constraints"]) if options["constraints"] else Constraints()
     words = keep_words(options, notes)
     how = SearchOptions(

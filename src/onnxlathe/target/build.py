@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from onnxlathe._files import same_place
 from onnxlathe.errors import LatheError, ModelError, UsageError
 
 from .base import Refusal, Target, TargetError
@@ -166,7 +167,7 @@ class EngineBuilder:
             raise Refused(
                 f"{self.target.title} {version} refuses '{model.name}': {what}",
                 refusals,
-                hint="optimize the model first: `optimize MODEL --engine ENGINE`",
+                hint=_ASK,
             )
         self.opened = Opened(reply["inputs"], reply["outputs"], reply["layers"], gpus, version)
         return self.opened
@@ -263,6 +264,9 @@ _HINTS: Final = (
 )
 
 
+_ASK = "`optimize debug MODEL` says which node it is, why, and what mends it"
+
+
 def _failure(title: str, errors: list[str], gpu: bool) -> TargetError:
     """The builder gave no engine: its last messages, and what to do."""
     own = [text for text in errors if not _NOISE.search(text)] or errors
@@ -270,6 +274,7 @@ def _failure(title: str, errors: list[str], gpu: bool) -> TargetError:
     hint = next((hint for mark, hint in _HINTS if any(mark in text for text in lines)), "")
     if not hint and own is errors and not gpu:
         hint = "there is no GPU here; TensorRT for RTX (--target rtx) builds without one"
+    hint = hint or _ASK
     body = "\n".join("    " + line for text in lines for line in text.splitlines())
     return TargetError(f"{title} cannot build an engine; its last messages:\n{body}", hint=hint)
 
@@ -303,8 +308,7 @@ def check_engine_path(engine: Path, *models: Path) -> None:
     if not os.access(engine.parent, os.W_OK):
         raise LatheError(f"cannot write '{engine}': no right to write in that folder")
     for model in models:
-        same = engine.exists() and model.exists() and engine.samefile(model)
-        if same or engine.resolve() == model.resolve():  # which need not be there yet
+        if same_place(engine, model):
             raise UsageError(f"'{engine}' is the model itself", hint="choose another name for the engine")
 
 

@@ -16,7 +16,7 @@ from .layers import layer_map
 from .options import BuildOptions
 from .profiles import Profile, ProfileWishes, make_profiles, tighter
 from .run import Measured, extent_feeds, measure
-from .sidecar import encode, model_digest
+from .sidecar import encode, model_digest, sidecar_path
 
 if TYPE_CHECKING:
     from onnxlathe.api import VerifyOptions
@@ -46,6 +46,11 @@ class EngineRequest:
     wishes: ProfileWishes = field(default_factory=ProfileWishes)
     timeout: float = BUILD_TIMEOUT
     log: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """What is written: the engine, its sidecar, and the log."""
+        return [self.path, sidecar_path(self.path), *([self.log] if self.log else [])]
 
 
 @dataclass
