@@ -152,7 +152,7 @@ class Attention(NodeRule):
         result = op.Attention(reshaped(op, scores.q, heads), keys, shared, mask, **attributes)
         if len(whole) == 4:
             return result
-        return _ungrouped(op, result, whole)
+        return reshaped(op, result, whole, (*heads[:3], whole[-1]))
 
 
 def _uncast(value: ir.Value | None) -> ir.Value | None:
@@ -268,14 +268,4 @@ def _with_axes(made: ir.Value, source: ir.Value, axes: Sequence[int]) -> ir.Valu
     """A new value, whose axes are these of another one, with its type and shape."""
     assert source.shape is not None
     made.shape, made.type = ir.Shape([source.shape[axis] for axis in axes]), source.type
-    return made
-
-
-def _ungrouped(op: Builder, x: ir.Value, after: Dims) -> ir.Value:
-    """`[batch, heads, seq, size]` as `[batch, groups, times, seq, size]`."""
-    written = [d if isinstance(d, int) else -1 for d in after]
-    if not isinstance(after[0], int):
-        written[0] = 0
-    require(written.count(-1) <= 1, "the shape of its result cannot be written down")
-    made: ir.Value = op.Reshape(x, int64(written))
     return made

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, RuleSet, attribute, reject, require
 from onnxlathe_passes.attention import without_group
-from onnxlathe_passes.conditions import from_front, producer, used_once
+from onnxlathe_passes.conditions import attributes_of, from_front, producer, used_once
 from onnxlathe_passes.grouped_heads import Repeated
 from onnxlathe_passes.moves import Arrangement, upwards
-from onnxlathe_passes.regroup import reshaped, split
+from onnxlathe_passes.regroup import reshaped, split, static
 
 _HEADS_LAST = (0, 2, 1, 3)  # between [batch, seq, heads, size] and [batch, heads, seq, size]
 
@@ -35,7 +35,7 @@ class _Shared(NodeRule):
         require((keys.groups, keys.times) == (values.groups, values.times), "its keys are repeated otherwise")
         require(len(node.outputs) == 1 and len(node.inputs) <= 4, "it keeps its keys for later")
         shared = [without_group(op, heads) for heads in (keys.heads, values.heads)]
-        return op.Attention(node.inputs[0], *shared, *node.inputs[3:], **_attributes(node))
+        return op.Attention(node.inputs[0], *shared, *node.inputs[3:], **attributes_of(node))
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,14 @@ class _Flat(NodeRule):
                 break
         else:
             return None
-        before, after = dims_of(value), dims_of(node.outputs[0])
+        before: Any = dims_of(value)
+        after = dims_of(node.outputs[0])
         require(all(used_once(step.inputs[0]) for step in steps), "its result is used elsewhere")  # type: ignore[arg-type]
         if before is None or after is None or {None, 0} & {*before, *after} or len(before) != 4:
             reject("its shape is not known")
         flat_order = Arrangement(before)
         require(all(flat_order.move(step, op.opset) for step in reversed(steps)), "its heads are cut")
-        joined = (before[0], before[2], _product((before[1], before[3])))
+        joined = (before[0], before[2], before[1] * before[3])
         wanted = [part for axis in _HEADS_LAST for part in flat_order.source[axis]]
         require(after == joined and flat_order.order == wanted, "its heads are not joined")
         made: dict[ir.Node, Sequence[ir.Value]] = {}
@@ -70,7 +71,8 @@ class _Flat(NodeRule):
         q, k = (dims_of(value) for value in attention.inputs[:2])  # type: ignore[arg-type]
         assert q is not None
         assert k is not None
-        attributes = _attributes(attention) | {"q_num_heads": q[1], "kv_num_heads": k[1]}
+        require(isinstance(q[1], int) and isinstance(k[1], int), "the number of its heads is not known")
+        attributes = attributes_of(attention) | {"q_num_heads": q[1], "kv_num_heads": k[1]}
         return op.Attention(*flat, *attention.inputs[3:], **attributes)
 
 
@@ -94,13 +96,9 @@ class AttentionLayout(RuleSet):
     steps = (_Shared(), _Flat())
 
 
-def _attributes(node: ir.Node) -> dict[str, Any]:
-    return {name: a.value for name, a in node.attributes.items()}
-
-
 def _flat(op: Builder, value: ir.Value | None, made: dict[ir.Node, Sequence[ir.Value]]) -> ir.Value:
     """`[batch, heads, seq, size]` as the `[batch, seq, heads·size]` that it was made from."""
-    dims = dims_of(value) if value is not None else None
+    dims: Any = dims_of(value) if value is not None else None
     if value is None or dims is None or len(dims) != 4:
         reject("an operand is not made of flat ones")
     cut = producer(value, "Split")
@@ -110,20 +108,22 @@ def _flat(op: Builder, value: ir.Value | None, made: dict[ir.Node, Sequence[ir.V
         )
         if cut not in made:
             whole = _flat(op, cut.inputs[0], made)
-            sizes = [_product(((dims_of(v) or ())[1], dims[3])) for v in cut.outputs]
-            made[cut] = split(op, whole, [s for s in sizes if isinstance(s, int)], 2)
+            sizes = static([*((dims_of(v) or (None, None))[1] for v in cut.outputs), dims[3]])
+            if sizes is None:
+                reject("the sizes of its parts are not known")
+            made[cut] = split(op, whole, [heads * sizes[-1] for heads in sizes[:-1]], 2)
         return made[cut][value.index() or 0]
     rotated = producer(value, "RotaryEmbedding")
     if rotated is not None and used_once(value):
         if rotated not in made:
             x = _flat(op, rotated.inputs[0], made)
-            attributes = _attributes(rotated) | {"num_heads": dims[1]}
+            attributes = attributes_of(rotated) | {"num_heads": dims[1]}
             made[rotated] = [op.RotaryEmbedding(x, *rotated.inputs[1:], **attributes)]
         return made[rotated][0]
     source = _before_moves(value, op.opset)
     if source is None:
         reject("an operand is not made of flat ones")
-    return reshaped(op, source, (dims[0], dims[2], _product((dims[1], dims[3]))))
+    return reshaped(op, source, (dims[0], dims[2], dims[1] * dims[3]))
 
 
 def _before_moves(value: ir.Value, opset: int) -> ir.Value | None:
@@ -142,8 +142,3 @@ def _before_moves(value: ir.Value, opset: int) -> ir.Value | None:
         if arrangement.order == arrangement.original:
             found = source
     return found
-
-
-def _product(dims: Any) -> Any:
-    first, second = dims
-    return first * second

@@ -68,6 +68,11 @@ def operand(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """The attributes that the node has, to be given to another one."""
+    return {name: a.value for name, a in node.attributes.items()}
+
+
 def small_constant(value: ir.Value | None) -> Array | None:
     """The array of a constant of numbers that is not large."""
     if value is None or not is_constant(value):

@@ -7,9 +7,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxlathe.infer import Dims, dims_of
+from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, NoMatch, RuleSet, attribute, reject, require
-from onnxlathe_passes.conditions import int64, producer, used_once
+from onnxlathe_passes.conditions import producer, used_once
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import reshaped
 from onnxlathe_passes.view_transposes import ViewTranspose
@@ -86,7 +86,7 @@ class _Core(NodeRule):
         for step in reversed(between):
             value = self.again(op, step, value)
         result = op.MatMul(value, values.heads)
-        return _ungrouped(op, result, (dims[0], values.groups, values.times, *whole[2:]), whole)
+        return reshaped(op, result, whole, (dims[0], values.groups, values.times, *whole[2:]))
 
     def between(self, node: ir.Node, opset: int) -> list[ir.Node]:
         """What is between the two products, from the last to the first of them."""
@@ -164,13 +164,3 @@ def _through(step: ir.Node) -> int:
     if len(fitting) != 1:
         reject("which of its operands are the scores is not known")
     return fitting[0]
-
-
-def _ungrouped(op: Builder, x: ir.Value, before: Dims, after: Dims) -> ir.Value:
-    """`[batch, groups, times, seq, size]` as `[batch, heads, seq, size]`."""
-    written = [d if isinstance(d, int) else -1 for d in after]
-    if before[0] == after[0] and not isinstance(after[0], int):
-        written[0] = 0
-    require(written.count(-1) <= 1, "the shape of its result cannot be written down")
-    made: ir.Value = op.Reshape(x, int64(written))
-    return made

@@ -7,14 +7,16 @@ same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.infer import constant, dims_of
+from onnxlathe.infer import Dims, constant, dims_of
 from onnxlathe.rewrite import attribute, is_constant
 from onnxlathe_passes.conditions import from_front, operand, rank
 from onnxlathe_passes.noop_views import permutation
@@ -30,6 +32,9 @@ ELEMENTWISE = frozenset(
 )
 
 
+_BLOCK = 8  # neighbouring elements
+
+
 @dataclass(frozen=True)
 class Lane:
     """Values that are the parts of one: part i is `values[i]`, of size `sizes[i]` along `axis`.
@@ -40,6 +45,10 @@ class Lane:
     values: tuple[ir.Value | None, ...]
     axis: int
     sizes: tuple[int, ...]
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Where each part starts and ends along the axis."""
+        return list(pairwise(accumulate(self.sizes, initial=0)))
 
 
 @dataclass(frozen=True)
@@ -219,6 +228,11 @@ def split_lane(split: ir.Node, opset: int) -> Lane | None:
     if sizes is None or axes is None:
         return None
     return Lane(tuple(split.outputs), axes[0], tuple(sizes))
+
+
+def in_blocks(dims: Dims, axis: int) -> bool:
+    """Whether parts along the axis consist of blocks that are worth a Gather, rather than being cut out."""
+    return math.prod(d for d in dims[axis + 1 :] if isinstance(d, int)) >= _BLOCK
 
 
 def equal_constants(a: ir.Value, b: ir.Value) -> bool:

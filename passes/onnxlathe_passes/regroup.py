@@ -64,13 +64,16 @@ def target(before: Dims, after: Dims) -> list[int] | None:
     return written if written.count(-1) <= 1 else None
 
 
-def reshaped(op: Builder, x: ir.Value, after: Dims) -> ir.Value:
+def reshaped(op: Builder, x: ir.Value, after: Dims, before: Dims | None = None) -> ir.Value:
     """`x` in another shape: itself where it has that shape already, else a Reshape.
+
+    Args:
+        before: the shape of `x`, where it is new and does not say so itself.
 
     Raises:
         NoMatch: the shape has more unknown sizes than a Reshape can be told.
     """
-    before = dims_of(x)
+    before = dims_of(x) if before is None else before
     if before is None:
         reject(f"the rank of {x.name} is not known")
     if before == after:

@@ -12,6 +12,7 @@ from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
 from onnxlathe_passes.conditions import FLOATS, from_front, producer, rank, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.lanes import split_lane
 from onnxlathe_passes.regroup import split
 from onnxlathe_passes.slices import cuts
 from onnxlathe_passes.weights import derived, tensor_of
@@ -38,14 +39,10 @@ class Half:
             cut = parts.get(len(dims) - 1) if parts is not None and len(parts) == 1 else None
             cut = cut.normal(dims[-1]) if cut is not None and cut.step == 1 else None
             return None if cut is None else cls(x, min(cut.start, dims[-1]), min(cut.end, dims[-1]))
-        if from_front([int(attribute(node, "axis", opset))], len(dims)) != [len(dims) - 1]:
+        lane = split_lane(node, opset)
+        if lane is None or lane.axis != len(dims) - 1:
             return None
-        sizes = [(dims_of(v) or (None,))[-1] for v in node.outputs]
-        if not all(isinstance(size, int) for size in sizes):
-            return None
-        ends = np.cumsum([size for size in sizes if isinstance(size, int)]).tolist()
-        index = value.index() or 0
-        return cls(x, ends[index - 1] if index else 0, ends[index])
+        return cls(x, *lane.parts()[value.index() or 0])
 
 
 class RotateHalf(Pass):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,8 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, require
-from onnxlathe_passes.lanes import split_lane
+from onnxlathe_passes.lanes import in_blocks, split_lane
 from onnxlathe_passes.regroup import static
-
-_BLOCK = 8
-"""Fewer neighbouring elements than that are better cut out than gathered."""
 
 
 class SplitGather(NodeRule):
@@ -44,11 +40,9 @@ class SplitGather(NodeRule):
         if x is None or dims is None or lane is None:
             return None
         require(static(dims) is None, "its sizes are known, so that each part is one layer")
-        block = np.prod([d for d in dims[lane.axis + 1 :] if isinstance(d, int)], dtype=np.int64)
-        require(block >= _BLOCK, "its parts do not consist of blocks")
-        ends = np.cumsum([0, *lane.sizes])
+        require(in_blocks(dims, lane.axis), "its parts do not consist of blocks")
         # int32: TensorRT casts other indices, in a layer of its own.
-        parts = [np.arange(a, b, dtype=np.int32) for a, b in pairwise(ends)]
+        parts = [np.arange(a, b, dtype=np.int32) for a, b in lane.parts()]
         return [
             op.Gather(x, part, axis=lane.axis) if value.uses() or value.is_graph_output() else None
             for value, part in zip(node.outputs, parts, strict=True)

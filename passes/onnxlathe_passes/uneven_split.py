@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
-
 import numpy as np
 import onnx_ir as ir
 
@@ -12,11 +9,10 @@ from onnxlathe.infer import dims_of
 from onnxlathe.model import Model
 from onnxlathe.rewrite import ORIGIN, Builder, Context, Pass, remove_unused
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
-from onnxlathe_passes.lanes import split_lane
+from onnxlathe_passes.lanes import in_blocks, split_lane
 
 _FEW = 3
-_BLOCK = 8
-"""Fewer neighbouring elements than that are better cut out than gathered."""
+"""Splits into more parts are left alone."""
 
 
 class UnevenSplit(Pass):
@@ -54,12 +50,11 @@ class UnevenSplit(Pass):
         dims = dims_of(x) if x is not None else None
         if lane is None or x is None or dims is None or len(lane.sizes) > _FEW or len(set(lane.sizes)) == 1:
             return 0
-        block = np.prod([d for d in dims[lane.axis + 1 :] if isinstance(d, int)], dtype=np.int64)
-        if block < _BLOCK or not context.permit(self.name):
+        if not in_blocks(dims, lane.axis) or not context.permit(self.name):
             return 0
         op = Builder(opset)
         pairs = []
-        for output, part in zip(node.outputs, parts_of(lane.sizes), strict=True):
+        for output, part in zip(node.outputs, lane.parts(), strict=True):
             if output.uses() or output.is_graph_output():
                 # int32: TensorRT casts other indices, in a layer of its own.
                 pairs.append((output, op.Gather(x, np.arange(*part, dtype=np.int32), axis=lane.axis)))
@@ -68,9 +63,3 @@ class UnevenSplit(Pass):
         context.record(self.name, [node], op.nodes)
         remove_unused([node])
         return 1
-
-
-def parts_of(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Where parts of these sizes start and end."""
-    ends = list(accumulate(sizes))
-    return list(zip([0, *ends[:-1]], ends, strict=True))

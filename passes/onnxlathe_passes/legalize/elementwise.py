@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import NoMatch, require
+from onnxlathe_passes.conditions import attributes_of
 from onnxlathe_passes.legalize.draft import (
     FLOATS,
     Draft,
@@ -61,7 +62,7 @@ def in_single_precision(op: Draft, node: ir.Node) -> ir.Value:
     dtype = element_type(x)
     require(dtype in (T.FLOAT16, T.BFLOAT16), "not in half precision")
     inputs = [op.cast(v, T.FLOAT) if v is not None and v.dtype == dtype else v for v in node.inputs]
-    attributes = {name: a.value for name, a in node.attributes.items()}
+    attributes = attributes_of(node)
     made = op.node(node.op_type, inputs, attributes).outputs[0]
     return op.cast(made, dtype)
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import reject, require
+from onnxlathe_passes.conditions import attributes_of
 from onnxlathe_passes.legalize.draft import (
     FLOATS,
     Draft,
@@ -59,17 +60,13 @@ def q_linear_conv(op: Draft, node: ir.Node) -> ir.Value:
     bias = operand(node, 8)
     addend = None if bias is None else op.cast(bias, T.FLOAT)
     inputs = [_centered(op, x, x_zero), _centered(op, w, spread(op, w_zero, w, 0)), addend]
-    total = op.node("Conv", inputs, _attributes(node)).outputs[0]
+    total = op.node("Conv", inputs, attributes_of(node)).outputs[0]
     factor = op.Div(op.Mul(x_scale, w_scale), y_scale)
     if rank_of(factor) == 1 and static_dims(factor) != [1]:
         factor = op.unsqueeze(factor, *range(1, rank_of(w) - 1))
     target = element_type(y_zero)
     levels = quantize(op, op.Mul(total, factor), op.constant(np.float32(1)), y_zero, target)
     return op.cast(levels, target)
-
-
-def _attributes(node: ir.Node) -> dict[str, object]:
-    return {name: a.value for name, a in node.attributes.items()}
 
 
 @lowers("MatMulInteger")
@@ -110,7 +107,7 @@ def conv_integer(op: Draft, node: ir.Node) -> ir.Value:
     _, channels, *kernel = static_dims(w)
     area = int(np.prod(kernel))
     if channels * area <= _EXACT:
-        return op.cast(op.node("Conv", [data, weights], _attributes(node)).outputs[0], T.INT32)
+        return op.cast(op.node("Conv", [data, weights], attributes_of(node)).outputs[0], T.INT32)
     require(int(value_of(node, "group", op, 1)) == 1 and area <= _EXACT, "too many summands for exact parts")
     step = _EXACT // area
     require(channels <= 64 * step, "too many summands for exact parts")
@@ -118,7 +115,7 @@ def conv_integer(op: Draft, node: ir.Node) -> ir.Value:
     for start in range(0, channels, step):
         end = min(start + step, channels)
         part = [op.slice(data, 1, start, end), op.slice(weights, 1, start, end)]
-        whole = op.cast(op.node("Conv", part, _attributes(node)).outputs[0], T.INT32)
+        whole = op.cast(op.node("Conv", part, attributes_of(node)).outputs[0], T.INT32)
         total = whole if total is None else op.Add(total, whole)
     assert total is not None
     return total

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import require
+from onnxlathe_passes.conditions import attributes_of
 from onnxlathe_passes.legalize.draft import (
     FLOATS,
     Draft,
@@ -32,7 +33,7 @@ def of_booleans(op: Draft, node: ir.Node) -> ir.Value:
     x = given(node, 0)
     require(element_type(x) == T.BOOL, "not boolean")
     numbers = op.cast(x, T.INT32)
-    attributes = {name: a.value for name, a in node.attributes.items()}
+    attributes = attributes_of(node)
     made = op.node(node.op_type, [numbers, *node.inputs[1:]], attributes).outputs[0]
     result: ir.Value = op.Greater(made, op.like(0, made))
     return result
@@ -43,7 +44,7 @@ def of_a_vector(op: Draft, node: ir.Node) -> ir.Value:
     """TensorRT looks for the largest of matrices only."""
     x = given(node, 0)
     require(rank_of(x) == 1, "no vector")
-    attributes = {name: a.value for name, a in node.attributes.items()} | {"axis": 1}
+    attributes = attributes_of(node) | {"axis": 1}
     made = op.node(node.op_type, [op.unsqueeze(x, 0), *node.inputs[1:]], attributes).outputs[0]
     return op.squeeze(made, 0)
 
