@@ -15,8 +15,7 @@ import onnx_ir as ir
 
 from onnxlathe._bisection import smallest
 from onnxlathe.debug.ask import Complaint, Hearing, Oracle
-from onnxlathe.debug.parts import UncutError, Workpiece
-from onnxlathe.rewrite import subgraphs
+from onnxlathe.debug.parts import UncutError, Workpiece, within
 
 Signature = tuple[str, ...]
 
@@ -128,7 +127,7 @@ class Locator:
         users = [
             (index, user)
             for index in kept
-            for user in _all(self.work.nodes[index])
+            for user in within(self.work.nodes[index])
             if any(v is not None and v.name == name for v in user.inputs)
         ]
         return [Place(index, node, "named", name) for index, node in users]
@@ -208,10 +207,3 @@ def _stem(word: str, names: dict[str, ir.Node]) -> str:
         if word in names:
             return word
     return ""
-
-
-def _all(node: ir.Node) -> Iterator[ir.Node]:
-    yield node
-    for graph in subgraphs(node):
-        for inner in graph:
-            yield from _all(inner)

@@ -59,7 +59,7 @@ class Workpiece:
         self.graph = graph
         self.nodes = [n for n in graph if n.op_type != "Constant" or n.domain]
         self.position = {id(node): i for i, node in enumerate(self.nodes)}
-        self._holders = {id(n): i for i, top in enumerate(self.nodes) for n in _within(top)}
+        self._holders = {id(n): i for i, top in enumerate(self.nodes) for n in within(top)}
 
     def inside(self, graph: ir.Graph) -> Workpiece:
         """The same model, to cut in a graph within one of its nodes."""
@@ -297,16 +297,17 @@ def _whole(value: ir.Value) -> np.ndarray | None:
     return np.asarray(entries).reshape(flat.shape).astype(value.dtype.numpy())
 
 
-def _within(node: ir.Node) -> Iterable[ir.Node]:
+def within(node: ir.Node) -> Iterable[ir.Node]:
+    """The node, and all nodes of its subgraphs."""
     yield node
     for inner in subgraphs(node):
         for nested in inner:
-            yield from _within(nested)
+            yield from within(nested)
 
 
 def _all(graph: ir.Graph) -> Iterable[ir.Node]:
     for node in graph:
-        yield from _within(node)
+        yield from within(node)
 
 
 def _calls(used: set[tuple[str, str]], functions: Mapping[tuple[str, str, str], ir.Function]) -> bool:
