@@ -41,7 +41,6 @@ class Match:
         root: the node whose outputs the rewrite replaces.
         bindings: value, node or attribute by the name that the pattern gave it.
         nodes: the matched nodes, root included; those that nothing else uses go away with a rewrite.
-        shared: of these, the nodes that may be used elsewhere.
         reason: why the last attempt failed, for explanations.
     """
 
