@@ -14,12 +14,14 @@ from onnxlathe import Model
 from onnxlathe.infer import infer_model
 from onnxlathe.model import save
 from onnxlathe.model.interface import note_change
-from onnxlathe.rewrite import Context, Names, graphs_of, remove_unused, replace_value, subgraphs
+from onnxlathe.rewrite import Context, Names, NoMatch, graphs_of, remove_unused, replace_value, subgraphs
 from onnxlathe_passes.legalize import Legalize, families  # noqa: F401 - registers the lowerings
 from onnxlathe_passes.legalize.bounded import bounded
 from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
+from onnxlathe_passes.legalize.control import unrolled_loop
 from onnxlathe_passes.legalize.interface import bind, parse_values
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, known_good
+from onnxlathe_passes.legalize.mini import apply
 from onnxlathe_passes.legalize.ranks import differ_in_rank, sink
 from onnxlathe_passes.legalize.solve import Solver, tidied
 from onnxlathe_passes.legalize.symmetric import to_int8
@@ -90,6 +92,7 @@ class Legalizing:
         self._unwrap()
         self._align()
         if any(node.op_type.startswith(("Sequence", "SplitToSequence")) for node in model.nodes()):
+            self._unroll()
             self.changes += Sequences().run(model, context)
         for node, all_of_them in to_int8(model.ir, context.names, lambda: context.permit(self.options.name)):
             self._changed(node, all_of_them, "uint8 around 128 as int8 around 0, exactly")
@@ -226,6 +229,20 @@ class Legalizing:
                     identity = replace_value(node.outputs[0], inside, self.context.names)
                     self._changed(node, [identity] if identity else [], "a wrapping that is taken off again")
                     remove_unused([node])
+
+    def _unroll(self) -> None:
+        """Loops that carry a sequence, where they run a known number of times: then its length is known."""
+        for node in [n for n in self.model.graph if n.op_type == "Loop" and n.domain == ""]:
+            if not any(isinstance(v.type, ir.SequenceType) for v in node.outputs):
+                continue
+            if not self.context.permit(self.options.name):
+                return
+            try:
+                if apply(unrolled_loop, self.model.ir, node, Names(self.model.ir)):
+                    self._changed(node, [], "one copy of the body for each iteration, for the sequence in it")
+                    infer_model(self.model)
+            except NoMatch:
+                continue
 
     def _align(self) -> None:
         """Branches of different ranks: what follows is done in both of them."""
