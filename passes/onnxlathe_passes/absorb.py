@@ -15,12 +15,11 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import attribute, is_constant
-from onnxlathe_passes.conditions import FLOATS, from_front, operand
-from onnxlathe_passes.elementwise import HALF_TYPES
+from onnxlathe_passes.conditions import FLOATS, HALVES, Array, from_front, operand
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import groups, static
 from onnxlathe_passes.rmsnorm import is_rms_scale
-from onnxlathe_passes.weights import Array, may_copy
+from onnxlathe_passes.weights import may_copy
 
 _FAR = 32
 """So many operators are looked at for one factor."""
@@ -118,7 +117,7 @@ class Absorption:
         if shaped is None or not may_copy(value, self.max_copy):
             return False
         size = np.abs(shaped)
-        limit = _HALF_RANGE if value.dtype in HALF_TYPES else _RANGE
+        limit = _HALF_RANGE if value.dtype in HALVES else _RANGE
         if not ((size >= 1 / limit) & (size <= limit)).all() or by in self.constants:
             return False
         self.constants[by] = shaped

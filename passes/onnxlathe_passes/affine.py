@@ -22,10 +22,10 @@ from onnxlathe.rewrite import (
     reject,
     require,
 )
-from onnxlathe_passes.elementwise import HALF_TYPES
+from onnxlathe_passes.conditions import HALVES, Array
 from onnxlathe_passes.linear import Linear, linear, product
 from onnxlathe_passes.rmsnorm import ends_rms_norm
-from onnxlathe_passes.weights import Array, may_copy, scaled
+from onnxlathe_passes.weights import may_copy, scaled
 
 _SHARED = "largest weight that is copied because something else uses it too"
 
@@ -142,7 +142,7 @@ def _usable(factor: Array, divided: int, weight: ir.Value) -> Array:
     require(np.isfinite(factor).all(), "its factor is not finite")
     size = np.abs(factor[factor != 0])
     require((size >= 2.0**-40).all() and (size <= 2.0**40).all(), "its factor is too far from 1")
-    if weight.dtype in HALF_TYPES:
+    if weight.dtype in HALVES:
         # Away from 1 the product leaves the range in which half precision is precise.
         size = np.abs(factor)
         require(

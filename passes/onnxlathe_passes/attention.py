@@ -20,12 +20,10 @@ from onnxlathe.rewrite import (
     require,
     scalar_value,
 )
-from onnxlathe_passes.conditions import FLOATS, from_front, int64, producer, used_once
+from onnxlathe_passes.conditions import FLOATS, HALVES, from_front, int64, producer, used_once
 from onnxlathe_passes.grouped_heads import Repeated
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import reshaped
-
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class Attention(NodeRule):
         if producer(_uncast(node.inputs[0]), "Softmax") is None:
             return None
         require(dtype in FLOATS, "its element type is not floating point")
-        require(self.float32 or dtype in _HALF, "TensorRT has no kernel for it in float32 (see `float32`)")
+        require(self.float32 or dtype in HALVES, "TensorRT has no kernel for it in float32 (see `float32`)")
         scores = Scores.of(node.inputs[0], op.opset)
         require(scores.softmax in (dtype, ir.DataType.FLOAT), "its Softmax is in a narrower type")
         q_dims = _known(scores.q)
@@ -249,7 +247,7 @@ def _mask(op: Builder, scores: Scores, shape: Dims, dtype: ir.DataType | None) -
         # What float32 has for -∞ must stay a number, or a row that is masked as a whole is none; and not the
         # lowest, which ONNX Runtime takes for -∞.
         assert dtype is not None
-        if dtype in _HALF:
+        if dtype in HALVES:
             mask = op.Max(mask, op.constant(float(ml_dtypes.finfo(dtype.numpy()).min) / 2, mask.dtype))
         mask = op.Cast(mask, to=dtype.value)
     if len(dims) > 1 and dims[-2] == shape[-2]:

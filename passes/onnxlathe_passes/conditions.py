@@ -16,9 +16,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _SMALL = 1 << 16
 """Constants up to so many bytes are read to see what they contain."""
 
-FLOATS = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16},
-)
+HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+FLOATS = HALVES | {ir.DataType.FLOAT, ir.DataType.DOUBLE}
 
 
 def rank(value: ir.Value | None) -> int | None:

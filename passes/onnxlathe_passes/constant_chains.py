@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,27 @@ def _keeps_its_size(term: Array, *parts: Array) -> bool:
     return float(np.abs(term).min(initial=np.inf)) * 2 >= largest
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """(x ∘ a) ∘ b: two operators with a constant each; `below` is the first, which nothing else needs."""
+
+    x: ir.Value
+    a: Array
+    b: Array
+    dtype: ir.DataType
+    below: ir.Node
+
+    @classmethod
+    def of(cls, node: ir.Node, *op_types: str) -> _Chain | None:
+        """The chain that ends in a node, where both operators are of these."""
+        outer = with_constant(node)
+        below = producer(outer[0], *op_types) if outer is not None else None
+        if outer is None or below is None or not used_once(outer[0]):
+            return None
+        inner, dtype = with_constant(below), outer[0].dtype
+        return None if inner is None or dtype is None else cls(*inner, outer[1], dtype, below)
+
+
 class ScaleChain(NodeRule):
     """(x * a) * b = x * (a*b); (x / a) / b = x / (a*b); (x * a) / b = x * (a/b); (x / a) * b = x * (b/a).
 
@@ -85,14 +107,10 @@ class ScaleChain(NodeRule):
     visits = ("Mul", "Div")
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
-        outer = with_constant(node)
-        below = producer(outer[0], "Mul", "Div") if outer is not None else None
-        if outer is None or below is None or not used_once(outer[0]):
+        chain = _Chain.of(node, "Mul", "Div")
+        if chain is None:
             return None
-        inner, dtype = with_constant(below), outer[0].dtype
-        if inner is None or dtype is None:
-            return None
-        (x, a), b = inner, outer[1]
+        x, a, b, dtype, below = chain.x, chain.a, chain.b, chain.dtype, chain.below
         kinds = (below.op_type, node.op_type)
         if b.ndim > 1 and below.op_type == "Mul" and is_rms_scale(below, op.opset):
             return None
@@ -135,14 +153,10 @@ class OffsetChain(NodeRule):
     visits = ("Add", "Sub")
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
-        outer = with_constant(node)
-        below = producer(outer[0], "Add", "Sub") if outer is not None else None
-        if outer is None or below is None or not used_once(outer[0]):
+        chain = _Chain.of(node, "Add", "Sub")
+        if chain is None:
             return None
-        inner, dtype = with_constant(below), outer[0].dtype
-        if inner is None or dtype is None:
-            return None
-        (x, a), b = inner, outer[1]
+        x, a, b, dtype, below = chain.x, chain.a, chain.b, chain.dtype, chain.below
         if dtype in FLOATS:
             if not moderate([a, b], _HALF_PRECISION[dtype], from_below=False):
                 return None

@@ -8,9 +8,7 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Match, Pattern, PatternBuilder, any_of, reject, require, scalar_value
-
-HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-FLOAT_TYPES = HALF_TYPES | {ir.DataType.FLOAT, ir.DataType.DOUBLE}
+from onnxlathe_passes.conditions import FLOATS
 
 
 def halved(op: PatternBuilder, x: Pattern) -> Pattern:
@@ -40,7 +38,7 @@ def float_type(match: Match) -> ir.DataType:
     """
     values = (v for node in match.nodes for v in (*node.inputs, *node.outputs) if v is not None)
     found = next((v.dtype for v in values if v.dtype is not None), None)
-    if found not in FLOAT_TYPES:
+    if found not in FLOATS:
         reject("its element type is not floating point, or not known")
     return found
 

@@ -18,7 +18,8 @@ from onnxlathe import FileTensor
 from onnxlathe.infer import constant, dims_of
 from onnxlathe.model import RowTensor, rows_of, transposed
 from onnxlathe.rewrite import attribute
-from onnxlathe_passes.kernels import KERNELS, Array, Attributes, cast
+from onnxlathe_passes.conditions import Array
+from onnxlathe_passes.kernels import KERNELS, Attributes, cast
 
 UNFOLDABLE = frozenset(
     {

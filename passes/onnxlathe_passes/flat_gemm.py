@@ -10,8 +10,7 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.model import transposed
 from onnxlathe.rewrite import Builder, Bytes, NodeRule, attribute, is_constant, option, require
-from onnxlathe_passes.conditions import operand, producer, used_once
-from onnxlathe_passes.elementwise import FLOAT_TYPES
+from onnxlathe_passes.conditions import FLOATS, operand, producer, used_once
 from onnxlathe_passes.regroup import reshaped
 from onnxlathe_passes.weights import may_copy, number_of, tensor_of
 
@@ -49,7 +48,7 @@ class FlatGemm(NodeRule):
         if x is None or w is None or after is None or weight is None:
             return None
         require(used_once(gemm.outputs[0]), "its Gemm is used elsewhere")
-        require(w.dtype in FLOAT_TYPES, "it is not floating point")
+        require(w.dtype in FLOATS, "it is not floating point")
         require(not attribute(gemm, "transA", op.opset), "it is transposed")
         factors = [number_of(gemm, name, op.opset, 1) for name in ("alpha", "beta")]
         require(factors == [1, 1], "it has factors")

@@ -24,7 +24,7 @@ from onnxlathe.rewrite import (
     optional,
     require,
 )
-from onnxlathe_passes.elementwise import FLOAT_TYPES
+from onnxlathe_passes.conditions import FLOATS
 from onnxlathe_passes.weights import attributes_of, may_copy, number_of, numbers, scaled
 
 
@@ -53,7 +53,7 @@ class MatMulAdd(Rule):
 
     def rewrite(self, op: Builder, x: ir.Value, w: ir.Value, b: ir.Value) -> Any:
         require(_is_matrix(x) and _is_matrix(w), "its operands are not matrices")
-        require(w.dtype in FLOAT_TYPES, "it is not floating point")
+        require(w.dtype in FLOATS, "it is not floating point")
         columns, dims = (dims_of(w) or ())[1], dims_of(b)
         require(
             dims is not None
@@ -97,7 +97,7 @@ class GemmTranspose(Rule):
         b: ir.Value | None = None,
     ) -> Any:
         require(_is_matrix(x) and _is_matrix(w) and perm in (None, (1, 0)), "its operands are not matrices")
-        require(w.dtype in FLOAT_TYPES, "it is not floating point")
+        require(w.dtype in FLOATS, "it is not floating point")
         name = "transB" if right else "transA"
         flag = 0 if attribute(node, name, op.opset) else 1
         return op.node("Gemm", [x, w, b], {**attributes_of(node, name), name: flag or None}).outputs[0]
@@ -126,7 +126,7 @@ class GemmFactors(Rule):
 
     def rewrite(self, op: Builder, node: ir.Node, x: ir.Value, w: ir.Value, b: ir.Value | None) -> Any:
         alpha, beta = number_of(node, "alpha", op.opset, 1), number_of(node, "beta", op.opset, 1)
-        require(w.dtype in FLOAT_TYPES, "it is not floating point")
+        require(w.dtype in FLOATS, "it is not floating point")
         left: list[str] = []
         if alpha != 1 and is_constant(w) and may_copy(w, self.max_copy):
             w = scaled(op, w, np.array(alpha))

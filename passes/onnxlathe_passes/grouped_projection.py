@@ -21,13 +21,13 @@ from onnxlathe.rewrite import (
     remove_unused,
 )
 from onnxlathe_passes.attention import Attention
-from onnxlathe_passes.conditions import int64, operand, producer, rank, used_once
+from onnxlathe_passes.conditions import Array, int64, operand, producer, rank, used_once
 from onnxlathe_passes.head_axes import Part
 from onnxlathe_passes.head_regions import HeadRegion
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.regroup import reshaped, split, static, target
 from onnxlathe_passes.views import unsqueeze
-from onnxlathe_passes.weights import Array, by_rows, derived, may_copy, tensor_of
+from onnxlathe_passes.weights import by_rows, derived, may_copy, tensor_of
 
 _TO_GROUPS = (0, 2, 3, 1, 4)  # from [batch, seq, groups, times, size] to [batch, groups, times, seq, size]
 

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import attribute
+from onnxlathe_passes.conditions import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Kernel = Callable[..., Any]
 
 

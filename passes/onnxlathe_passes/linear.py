@@ -23,8 +23,8 @@ from onnxlathe.rewrite import (
     optional,
     reject,
 )
-from onnxlathe_passes.elementwise import FLOAT_TYPES
-from onnxlathe_passes.weights import Array, attributes_of, numbers, scaled
+from onnxlathe_passes.conditions import FLOATS, Array
+from onnxlathe_passes.weights import attributes_of, numbers, scaled
 
 
 def linear(op: PatternBuilder, x: Pattern, weight: Pattern, bias: Pattern) -> Pattern:
@@ -69,7 +69,7 @@ class Linear:
         assert x is not None
         assert weight is not None
         dims = dims_of(weight)
-        if dims is None or weight.dtype not in FLOAT_TYPES:
+        if dims is None or weight.dtype not in FLOATS:
             reject("its weight's shape is not known, or it is not floating point")
         group = int(attribute(node, "group", opset) or 1)
         channels: Any

@@ -25,7 +25,7 @@ from onnxlathe.rewrite import (
     scalar_value,
     shared,
 )
-from onnxlathe_passes.elementwise import FLOAT_TYPES, HALF_TYPES
+from onnxlathe_passes.conditions import FLOATS, HALVES
 
 _LARGEST = 1 << 26  # bytes of a scale or bias that is worth computing with
 
@@ -77,7 +77,7 @@ def epsilon_of(value: ir.Value) -> float:
 
 def normalization(op: Builder, kind: str, x: ir.Value, sizes: Sequence[int], epsilon: float) -> Any:
     """The normalization of `x` over its last dimensions, with a scale of ones."""
-    if x.dtype not in FLOAT_TYPES:
+    if x.dtype not in FLOATS:
         reject("its element type is not floating point")
     ones = op.constant(np.ones(sizes), x.dtype, name=f"{x.name}/ones")
     # Statistics of half-precision tensors are taken in float32, as every implementation does.
@@ -175,7 +175,7 @@ class TakeCasts(_Step):
     ) -> Any:
         if x.dtype is None:
             reject("its element type is not known")
-        require(x.dtype in HALF_TYPES and x.dtype == narrow, "it does not come back to the type it came from")
+        require(x.dtype in HALVES and x.dtype == narrow, "it does not come back to the type it came from")
         sizes = _sizes(norm, x, op.opset)
         require(bias is None and (_array(scale, sizes) == 1).all(), "it is scaled in float32")
         require(attribute(norm, "stash_type", op.opset) == 1, "it computes in another type than float32")

@@ -7,8 +7,7 @@ import onnx_ir as ir
 
 from onnxlathe.infer import constant, dims_of
 from onnxlathe.rewrite import Builder, NodeRule, attribute, is_constant, require
-from onnxlathe_passes.conditions import producer, used_once
-from onnxlathe_passes.elementwise import FLOAT_TYPES
+from onnxlathe_passes.conditions import FLOATS, producer, used_once
 from onnxlathe_passes.moves import Arrangement, arrangement, upwards
 from onnxlathe_passes.weights import derived, tensor_of
 
@@ -106,7 +105,7 @@ def _product(value: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
                 break
     product = producer(value, "MatMul")
     weight = product.inputs[1] if product is not None else None
-    if weight is None or not is_constant(weight) or weight.dtype not in FLOAT_TYPES:
+    if weight is None or not is_constant(weight) or weight.dtype not in FLOATS:
         return None, None
     dims = dims_of(weight)
     if dims is None or len(dims) != 2:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxlathe import FileTensor
 from onnxlathe.precision import FLOAT16, type_name
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from onnxlathe_passes.conditions import Array
 
 LARGEST = 65504.0
 """The largest float16."""

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model, rows_of
 from onnxlathe.rewrite import Builder, Bytes, Context, Pass, is_constant, option, remove_unused
-from onnxlathe_passes.conditions import FLOATS, producer, rank, used_once
+from onnxlathe_passes.conditions import FLOATS, Array, producer, rank, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.regroup import split
-from onnxlathe_passes.weights import Array, by_rows, derived, may_copy, tensor_of
+from onnxlathe_passes.weights import by_rows, derived, may_copy, tensor_of
 
 _ATTENTION = 23
 

@@ -12,11 +12,10 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import Builder, Bytes, NodeRule, attribute, is_constant, option
-from onnxlathe_passes.conditions import int64, producer, used_once
-from onnxlathe_passes.elementwise import FLOAT_TYPES
+from onnxlathe_passes.conditions import FLOATS, Array, int64, producer, used_once
 from onnxlathe_passes.regroup import target
 from onnxlathe_passes.slices import Cut, cuts
-from onnxlathe_passes.weights import Array, attributes_of, derived, may_copy, tensor_of
+from onnxlathe_passes.weights import attributes_of, derived, may_copy, tensor_of
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class FocusConv(NodeRule):
         dims = dims_of(weight)
         if found.axis != 1 or found.axes[0] < 2 or not is_constant(weight) or dims is None:
             return None
-        if weight.dtype not in FLOAT_TYPES or not may_copy(weight, self.max_copy):
+        if weight.dtype not in FLOATS or not may_copy(weight, self.max_copy):
             return None
         spatial = len(dims) - 2
         plain = attribute(node, "auto_pad", op.opset) == "NOTSET" and attribute(node, "group", op.opset) == 1
@@ -198,7 +197,7 @@ class SpaceToDepth(NodeRule):
         if outer_first is None:
             return None
         image = found.axis == 1 and found.axes == (2, 3) and len(dims) == 4
-        if image and outer_first == (0, 1) and len(set(found.steps)) == 1 and found.x.dtype in FLOAT_TYPES:
+        if image and outer_first == (0, 1) and len(set(found.steps)) == 1 and found.x.dtype in FLOATS:
             return op.SpaceToDepth(found.x, blocksize=found.steps[0])
         if found.slices(node) <= 3:
             return None

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnxlathe.infer import constant
 from onnxlathe.model import RowTensor, rows_of
 from onnxlathe.rewrite import Builder, attribute
+from onnxlathe_passes.conditions import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Rows = Callable[[int, int], Array]
 
 # Small tensors are computed once and kept: biases, and statistics that several rules look at.
