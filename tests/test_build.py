@@ -390,6 +390,21 @@ def test_no_report_or_log_replaces_another_file(
     nothing_new(model.parent)
 
 
+def test_a_model_that_differs_gives_no_engine(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = tmp_path / "original.onnx"
+    proto = onnx.load(model)
+    proto.graph.node[1].op_type = "Sigmoid"
+    onnx.save(proto, original)
+    engine = tmp_path / "e.engine"
+    assert run(["build", str(model), "-o", str(engine), "--original", str(original), "-q"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "differs from the original within the profiles" in said
+    assert "--dim NAME=SIZE" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "original.onnx"]
+
+
 # Timing cache -------------------------------------------------------------------------------------------
 
 

@@ -92,6 +92,15 @@ def test_ranges(image: Model) -> None:
     assert [b["batch"] for b in profile.bindings] == [1, 8, 8]
 
 
+def test_ranges_fill_what_shapes_leave_open(image: Model) -> None:
+    wishes = ProfileWishes(["x:2x3x64x32"], ranges=["batch=1:4:8"])
+    (profile,) = make_profiles(image, wishes)
+    assert [b["batch"] for b in profile.bindings] == [2, 4, 8]
+    assert [b["h"] for b in profile.bindings] == [64, 64, 64]
+    (profile,) = make_profiles(image, ProfileWishes((), (), ["x:16x3x64x32"], ranges=["batch=1:4:8"]))
+    assert [b["batch"] for b in profile.bindings] == [1, 4, 16]
+
+
 def test_proposals(image: Model, tokens: Model) -> None:
     (profile,) = make_profiles(image, ProfileWishes(ranges=["h=64"]))
     assert profile.proposed == ("batch",)
@@ -134,6 +143,8 @@ def test_values_of_shape_tensors(reshaped: Model) -> None:
         (ProfileWishes(["z:1x3x8x32"]), r"no input is called 'z'"),
         (ProfileWishes(["x:8x3x8x32"], (), ["x:4x3x8x32"]), r"dimension 'batch' has min 8, opt 4 and max 4"),
         (ProfileWishes(ranges=["batch=4:2:8"]), r"dimension 'batch' has min 4, opt 2 and max 8"),
+        (ProfileWishes(["x:16x3x8x32"], ranges=["batch=1:2:8"]), r"'batch' has min 16, opt 2 and max 8"),
+        (ProfileWishes(ranges=["batch=1", "batch=2"]), r"--range batch=2: .*'batch' has another range"),
         (ProfileWishes(ranges=["bach=1:2:8"]), r"no input has a dimension 'bach'"),
         (ProfileWishes(ranges=["batch=many"]), r"not a range"),
         (ProfileWishes(["x:1x3xqx32"]), r"dimension 2 of input 'x' is h, not q|not a dimension"),

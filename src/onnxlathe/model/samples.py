@@ -89,7 +89,7 @@ def sample_inputs(
         if math.prod(shape) * width > _MAX_BYTES:
             raise ModelError(
                 f"input {spec.name!r} of shape {shape} takes more than 2 GiB",
-                hint="give a smaller one with --shape or --dim",
+                hint="give a smaller one with --shape or --dim (in an engine's profile: --max-shapes, --range)",
             )
         uses = uses_of(values[spec.name], functions)
         inputs[spec.name] = _draw(spec, shape, uses, sizes, seed)

@@ -264,7 +264,9 @@ def _check_extents(
         known.label = feed.label
     if verdict.status == "different":
         raise EngineMismatch(
-            f"the optimized model differs from the original within the profiles: {verdict.summary()}", verdict
+            f"the optimized model differs from the original within the profiles: {verdict.summary()}",
+            verdict,
+            hint="optimize it at these sizes (--dim NAME=SIZE), which names the pass and the node to blame",
         )
     refused = re.search(r"on feed (\d+) of the data, cannot be run", verdict.summary())
     if refused and int(refused[1]) > 1:  # it can be run at the first sizes

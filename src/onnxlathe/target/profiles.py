@@ -82,7 +82,7 @@ class ProfileWishes:
 
     Attributes:
         min_shapes, opt_shapes, max_shapes: texts of `--min-shapes`, `--opt-shapes`, `--max-shapes`.
-        ranges: texts of `--range`, for all profiles.
+        ranges: texts of `--range`, for all profiles; they stand for the levels that no shape speaks of.
         fixed: sizes of symbols that are settled.
         caps: the largest size that may be proposed for a symbol.
     """
@@ -117,7 +117,14 @@ def make_profiles(model: Model, wishes: ProfileWishes) -> list[Profile]:
         UsageError: a wish that contradicts the model, another wish, or itself; it names the dimension.
     """
     specs = input_specs(model)
-    ranges = dict(_parse_range(text, specs) for text in wishes.ranges)
+    ranges: dict[str, tuple[int, int, int]] = {}
+    for text in wishes.ranges:
+        symbol, span = _parse_range(text, specs)
+        if ranges.setdefault(symbol, span) != span:
+            raise UsageError(
+                f"--range {text}: dimension {symbol!r} has another range already",
+                hint="several profiles are given by shapes, each with --min-shapes, --opt-shapes, --max-shapes",
+            )
     kinds = dimension_kinds(model)
     profiles = [_profile(model, specs, kinds, wishes, number, ranges) for number in range(wishes.count)]
     return [profile for profile in profiles if profile.shapes or profile.values]
@@ -137,7 +144,9 @@ def _profile(
         shapes[level], values[level] = _read(text, option, specs)
     given: dict[str, tuple[int, int, int]] = dict(ranges)
     for symbol in dict.fromkeys(s for sizes in shapes.values() for s in sizes):
-        given[symbol] = _complete({lv: sizes[symbol] for lv, sizes in shapes.items() if symbol in sizes})
+        open_levels = dict(zip(LEVELS, ranges[symbol], strict=True)) if symbol in ranges else {}
+        said = {lv: sizes[symbol] for lv, sizes in shapes.items() if symbol in sizes}
+        given[symbol] = _complete(open_levels | said)
     given |= {symbol: (size, size, size) for symbol, size in wishes.fixed.items()}
     for symbol, span in given.items():
         _check_order(f"dimension {symbol!r}", span)
