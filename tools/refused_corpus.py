@@ -906,6 +906,115 @@ case(
     }""",
 )  # fmt: skip
 
+# Open batches, lengths and counts
+
+case(
+    "dynamic_quant_chain", "two layers by quantize_dynamic, for any batch and length",
+    "dq1:dynamic-quantization mm1:dynamic-quantization dq2:dynamic-quantization mm2:dynamic-quantization",
+    """g (float[b,s,16] x) => (float[b,s,8] y)
+    <int8[16,16] w, float[16] ws, int8[16] wz, float[16] bias, int8[16,8] w2, float c = {0.02}> {
+        [dq1] q, s1, z = DynamicQuantizeLinear(x)
+        [mm1] a = MatMulInteger(q, w, z, wz)
+        [to1] f = Cast<to=1>(a)
+        [scale1] m = Mul(s1, ws)
+        [real1] h = Mul(f, m)
+        [add] g = Add(h, bias)
+        [relu] r = Relu(g)
+        [dq2] q2, s2, z2 = DynamicQuantizeLinear(r)
+        [mm2] a2 = MatMulInteger(q2, w2, z2)
+        [to2] f2 = Cast<to=1>(a2)
+        [scale2] m2 = Mul(s2, c)
+        [real2] y = Mul(f2, m2)
+    }""", 13,
+)  # fmt: skip
+
+case(
+    "qlinearconv_grouped", "a grouped QLinearConv with a scale for each channel, weights in uint8",
+    "conv:qoperator",
+    """g (uint8[1,4,9,9] x) => (uint8[1,6,5,5] y)
+    <float xs = {0.03}, uint8 xz = {121}, uint8[6,2,3,3] w, float[6] ws = {0.01,0.02,0.005,0.03,0.01,0.02},
+     uint8[6] wz = {0,0,0,0,0,0}, float ys = {0.05}, uint8 yz = {130}, int32[6] b> {
+        [conv] y = QLinearConv<group=2, pads=[1,1,1,1], strides=[2,2]>(x, xs, xz, w, ws, wz, ys, yz, b)
+    }""", 11,
+)  # fmt: skip
+
+case(
+    "qgemm_columns", "QGemm with a scale for each column, B transposed, once left in float",
+    "real:qoperator quantized:qoperator",
+    """g (uint8[4,6] a) => (float[4,5] y, uint8[4,5] z)
+    <float as = {0.05}, uint8 az = {7}, int8[5,6] b, float[5] bs = {0.1,0.2,0.1,0.05,0.3},
+     int8[5] bz = {0,0,0,0,0}, int32[5] c, float ys = {0.2}, uint8 yz = {3}> {
+        [real] y = com.microsoft.QGemm<transB=1>(a, as, az, b, bs, bz, c)
+        [quantized] z = com.microsoft.QGemm<transB=1, alpha=0.5>(a, as, az, b, bs, bz, c, ys, yz)
+    }""", 14, com_microsoft=1,
+)  # fmt: skip
+
+case(
+    "pool_open_batch", "max pooling with its indices, for any batch",
+    "pool:maxpool-indices",
+    """g (float[b,2,16] x) => (float[b,2,l] y, int64[b,2,l] i) {
+        [relu] r = Relu(x)
+        [pool] y, i = MaxPool<kernel_shape=[3], strides=[2], pads=[1,1]>(r)
+    }""", 13,
+)  # fmt: skip
+
+case(
+    "index_add_open", "index_add of any number of rows, several to one place",
+    "acc:scatternd-reduction",
+    """g (float[2,5,3] x, int64[n,2] i, float[n,3] u) => (float[2,5,3] y) {
+        [acc] s = ScatterND<reduction="add">(x, i, u)
+        [act] y = Relu(s)
+    }""", 16,
+)  # fmt: skip
+
+case(
+    "sequence_loop", "a list that a loop fills, stacked",
+    "empty:sequence cat:sequence",
+    """g (float[3,4] x) => (float[4,3,4] y) <int64 n = {4}, bool going = {1}> {
+        [empty] e = SequenceEmpty<dtype=1>()
+        [loop] s, last = Loop(n, going, e, x)<
+            body = b (int64 i, bool c, seq(float[3,4]) si, float[3,4] xi)
+                => (bool co, seq(float[3,4]) so, float[3,4] xo) {
+                [go] co = Identity(c)
+                [step] xo = Sin(xi)
+                [append] so = SequenceInsert(si, xo)
+            }
+        >
+        [cat] y = ConcatFromSequence<axis=0, new_axis=1>(s)
+    }""", 17,
+)  # fmt: skip
+
+case(
+    "int16_branch", "16-bit integers inside of a branch",
+    "to_i16:cast-type",
+    """g (float[2,4] x, bool flag) => (float[2,4] y) {
+        [choose] y = If(flag)<
+            then_branch = a () => (float[2,4] t) {
+                [to_i16] i = Cast<to=5>(x)
+                [square] j = Mul(i, i)
+                [back] t = Cast<to=1>(j)
+            },
+            else_branch = e () => (float[2,4] u) {
+                [to_u16] k = Cast<to=4>(x)
+                [again] u = Cast<to=1>(k)
+            }
+        >
+    }""", 17,
+)  # fmt: skip
+
+case(
+    "nibbles", "weights of 4 bits unpacked in uint8",
+    "hi:bitwise lo:bitwise high:uint8-arithmetic low:uint8-arithmetic cat:uint8-arithmetic",
+    """g (uint8[2,8] p) => (float[2,8,2] y) <uint8 four = {4}, uint8 mask = {15}, int64[1] axis = {-1}> {
+        [hi] h = BitShift<direction="RIGHT">(p, four)
+        [lo] l = BitwiseAnd(p, mask)
+        [high] hu = Unsqueeze(h, axis)
+        [low] lu = Unsqueeze(l, axis)
+        [cat] c = Concat<axis=-1>(lu, hu)
+        [real] y = Cast<to=1>(c)
+    }""",
+)  # fmt: skip
+
 # Harder to find
 
 case(
