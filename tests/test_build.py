@@ -484,6 +484,34 @@ def test_timing_cache_of_another_gpu(tmp_path: Path) -> None:
         timing_cache.attach(native, FakeConfig(native), path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_written_to_and_not_replaced(model: Path, tmp_path: Path) -> None:
+    """As `--report /dev/stdout` is, which is a link to one."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run(["precision", str(model), "--report", str(link), "-q"]) == 0
+        assert json.loads(os.read(reader, 1 << 16))["schema"] == 1
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    with pytest.raises(UsageError, match="it is no file"):
+        build(model, pipe)
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    link.symlink_to(file)
+    for words in (b"first", b"second"):
+        _files.write_whole(link, words)
+        assert file.read_bytes() == words
+    assert link.is_symlink()
+
+
 def test_timing_cache_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cache"
     path.write_bytes(b"old")

@@ -153,7 +153,7 @@ def test_what_is_shown_goes_to_the_report(
     [
         (["--search", "-o", "MODEL"], "would replace"),
         (["--search", "-o", "."], "it is a folder"),
-        (["--search", "-o", "nowhere/x.toml"], "'nowhere'"),
+        (["--search", "-o", "nowhere/x.toml"], "nowhere' is no folder"),
         (["--search", "-o", "x.json", "--report", "x.json"], "would replace"),
         (["--report", "MODEL"], "would replace"),
         (["--data", "inputs.npz"], "--data is about the search"),

@@ -208,10 +208,12 @@ def check_writable(path: Path, *files: Path, what: str = "the report") -> None:
     """
     import os
 
-    from onnxlathe._files import same_place
+    from onnxlathe._files import is_special, same_place
     from onnxlathe.errors import LatheError, UsageError
 
-    folder = path.parent
+    folder = path.resolve().parent  # a link's target is what is replaced
+    if is_special(path):
+        return
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         why = "it is a folder" if path.is_dir() else f"'{folder}' is no folder that can be written to"
         raise LatheError(f"cannot write {what} '{path}': {why}", hint="name a file in another folder")

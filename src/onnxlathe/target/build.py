@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from onnxlathe._files import same_place
+from onnxlathe._files import is_special, same_place
 from onnxlathe.errors import LatheError, ModelError, UsageError
 
 from .base import Refusal, Target, TargetError
@@ -299,10 +299,12 @@ def check_engine_path(engine: Path, *models: Path) -> None:
 
     Raises:
         LatheError: no such folder, or no right to write there.
-        UsageError: it is a folder, or one of `models`.
+        UsageError: it is a folder, a device, or one of `models`.
     """
     if engine.is_dir():
         raise UsageError(f"cannot write '{engine}': it is a folder", hint="name a file")
+    if is_special(engine):
+        raise UsageError(f"cannot write '{engine}': it is no file", hint="name a file")
     if not engine.parent.is_dir():
         raise LatheError(f"there is no folder '{engine.parent}'", hint="create it, or save elsewhere")
     if not os.access(engine.parent, os.W_OK):
