@@ -120,3 +120,57 @@ def test_matmul_integer_of_unknown_depth_stays() -> None:
     stays(
         parsed("(uint8[2,k] x, int8[k,3] w) => (int32[2,3] y) { y = MatMulInteger(x, w) }"), "MatMulInteger"
     )
+
+
+def test_resize_of_any_batch() -> None:
+    proto = parsed(
+        "(float[b,c,16,12] x) => (float[b,c,8,9] y) <float[4] s = {1.0, 1.0, 0.5, 0.75}>"
+        '{ y = Resize<mode="linear",antialias=1>(x, , s) }'
+    )
+    same(proto, "Resize", {"x": f32(1, 3, 16, 12)}, {"x": f32(4, 2, 16, 12)})
+    axes = parsed(
+        "(float[b,3,16,12] x) => (float[b,3,7,5] y) <int64[2] s = {7, 5}>"
+        '{ y = Resize<mode="cubic",antialias=1,axes=[2,3]>(x, , , s) }'
+    )
+    same(axes, "Resize", {"x": f32(1, 3, 16, 12)}, {"x": f32(4, 3, 16, 12)})
+    for scales in ("1.0, 1.0, 0.5, 0.5", "2.0, 1.0, 1.0, 1.0"):
+        stays(
+            parsed(
+                f"(float[b,3,h,12] x) => (float[p,3,q,6] y) <float[4] s = {{{scales}}}>"
+                '{ y = Resize<mode="linear",antialias=1>(x, , s) }'
+            ),
+            "Resize",
+        )
+
+
+@pytest.mark.parametrize(
+    ("operator", "graph", "shape"),
+    [
+        ("Det", "(float[b,3,3] x) => (float[b] y) { y = Det(x) }", (3, 3)),
+        (
+            "Col2Im",
+            "(float[b,8,9] x) => (float[b,2,4,4] y) <int64[2] im = {4,4}, int64[2] bl = {2,2}>"
+            "{ y = Col2Im(x, im, bl) }",
+            (8, 9),
+        ),
+        ("DFT", "(float[b,16,1] x) => (float[b,9,2] y) { y = DFT<axis=1,onesided=1>(x) }", (16, 1)),
+        ("DFT", "(float[b,9,2] x) => (float[b,9,2] y) { y = DFT<axis=1,inverse=1>(x) }", (9, 2)),
+        (
+            "STFT",
+            "(float[b,64,1] x) => (float[b,f,9,2] y) <int64 step = {8}, int64 length = {16}>"
+            "{ y = STFT(x, step, , length) }",
+            (64, 1),
+        ),
+    ],
+)
+def test_matrices_of_any_batch(operator: str, graph: str, shape: tuple[int, ...]) -> None:
+    feeds = [{"x": f32(n, *shape)} for n in (1, 5)]
+    proto = parsed(graph)
+    after, _ = legalized(proto, [operator])
+    for one in feeds:
+        agree(in_runtime(after, one), in_runtime(proto, one), rtol=1e-4, atol=1e-5)
+
+
+def test_transforms_of_open_length_stay() -> None:
+    stays(parsed("(float[2,n,1] x) => (float[2,m,2] y) { y = DFT<axis=1,onesided=1>(x) }"), "DFT")
+    stays(parsed("(float[b,n,n] x) => (float[b] y) { y = Det(x) }"), "Det")

@@ -13,6 +13,7 @@ from onnxlathe_passes.legalize.draft import (
     Draft,
     contents,
     element_type,
+    extent,
     given,
     lowers,
     rank_of,
@@ -27,7 +28,7 @@ T = ir.DataType
 def det(op: Draft, node: ir.Node) -> ir.Value:
     """Expansion by rows: each set of columns is computed once."""
     x = given(node, 0)
-    size = static_dims(x)[-1]
+    size = extent(x, -1)
     require(0 < size <= 8, "too large for an expansion")
     rank = rank_of(x)
     cell: dict[tuple[int, int], ir.Value] = {}
@@ -60,14 +61,14 @@ def col2im(op: Draft, node: ir.Node) -> ir.Value:
     strides = [int(v) for v in value_of(node, "strides", op, [1] * rank) or [1] * rank]
     dilations = [int(v) for v in value_of(node, "dilations", op, [1] * rank) or [1] * rank]
     pads = [int(v) for v in value_of(node, "pads", op, [0] * 2 * rank) or [0] * 2 * rank]
-    batch, rows, _ = static_dims(x)
+    rows = extent(x, 1)
     area = int(np.prod(block))
     channels = rows // area
     counts = [
         (image[i] + pads[i] + pads[i + rank] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1
         for i in range(rank)
     ]
-    columns = op.reshape(x, [batch, rows, *counts])
+    columns = op.Reshape(x, op.ints([0, rows, *counts]))  # 0: the batch, whatever it is
     kernel = np.tile(np.eye(area).reshape([area, 1, *block]), [channels] + [1] * (rank + 1))
     whole = op.ConvTranspose(
         columns, op.like(kernel, x), group=channels, strides=strides, dilations=dilations, kernel_shape=block

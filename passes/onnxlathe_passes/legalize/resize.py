@@ -19,10 +19,13 @@ from onnxlathe_passes.legalize.draft import (
     Draft,
     contents,
     element_type,
+    extent,
     given,
     lowers,
     operand,
+    rank_of,
     static_dims,
+    static_or_none,
     value_of,
 )
 
@@ -136,7 +139,7 @@ def resize(op: Draft, node: ir.Node) -> ir.Value:
     """Y = W_h X W_w^T, an axis at a time."""
     x = given(node, 0)
     dtype = element_type(x)
-    dims = static_dims(x)
+    rank = rank_of(x)
     method = Method(
         _text(value_of(node, "mode", op, "nearest")),
         _text(value_of(node, "coordinate_transformation_mode", op, "half_pixel")),
@@ -145,10 +148,9 @@ def resize(op: Draft, node: ir.Node) -> ir.Value:
         bool(value_of(node, "exclude_outside", op, 0)),
         bool(value_of(node, "antialias", op, 0)),
     )
-    axes = _axes(op, node, dims, method)
+    axes = _axes(op, node, x, method)
     fill = float(value_of(node, "extrapolation_value", op, 0.0))
     value = x if dtype in FLOATS else op.cast(x, T.FLOAT)
-    rank = len(dims)
     for i, axis in axes.items():
         if axis.size == axis.out and axis.scale == 1.0 and axis.start == 0.0 and axis.end == 1.0:
             continue
@@ -175,8 +177,9 @@ def resize(op: Draft, node: ir.Node) -> ir.Value:
     return op.cast(value if method.mode == "nearest" else op.Round(value), dtype)
 
 
-def _axes(op: Draft, node: ir.Node, dims: list[int], method: Method) -> dict[int, Axis]:
-    """The axes that are resized, from sizes or scales."""
+def _axes(op: Draft, node: ir.Node, x: ir.Value, method: Method) -> dict[int, Axis]:
+    """The axes that are resized, from sizes or scales. Open ones have to stay as they are."""
+    dims = static_or_none(x) or []
     rank = len(dims)
     named = value_of(node, "axes", op, None)
     which = [int(a) % rank for a in named] if named else list(range(rank))
@@ -199,17 +202,22 @@ def _axes(op: Draft, node: ir.Node, dims: list[int], method: Method) -> dict[int
     policy = _text(value_of(node, "keep_aspect_ratio_policy", op, "stretch"))
     for k, i in enumerate(which):
         start, end = (float(roi[k]), float(roi[k + len(which)])) if roi is not None else (0.0, 1.0)
+        size = dims[i]
+        if not isinstance(size, int):
+            stays = scales is not None and scales[k] == 1.0 and (start, end) == (0.0, 1.0)
+            require(stays, "resizes an open dimension")
+            continue
         if scales is not None:
             scale = float(scales[k])
             span = end - start if roi is not None else 1.0
-            axes[i] = Axis(dims[i], math.floor(dims[i] * span * scale), scale, start, end)
+            axes[i] = Axis(size, math.floor(size * span * scale), scale, start, end)
             continue
         assert sizes is not None
-        scale = int(sizes[k]) / dims[i]
+        scale = int(sizes[k]) / size
         out = int(sizes[k])
         if policy != "stretch":
-            ratios = [int(s) / dims[j] for s, j in zip(sizes, which, strict=True)]
+            ratios = [int(s) / extent(x, j) for s, j in zip(sizes, which, strict=True)]
             scale = min(ratios) if policy == "not_larger" else max(ratios)
-            out = math.floor(scale * dims[i] + 0.5)
-        axes[i] = Axis(dims[i], out, scale, start, end)
+            out = math.floor(scale * size + 0.5)
+        axes[i] = Axis(size, out, scale, start, end)
     return axes

@@ -11,10 +11,11 @@ from onnxlathe_passes.legalize.draft import (
     Draft,
     contents,
     element_type,
+    extent,
     given,
     lowers,
     operand,
-    static_dims,
+    rank_of,
     value_of,
 )
 
@@ -26,7 +27,7 @@ def _transformed(
 ) -> tuple[ir.Value, ir.Value]:
     """The transform along the last axis; real and imaginary part."""
     require(length <= _LONGEST, "too long for a matrix")
-    size = static_dims(real)[-1]
+    size = extent(real, -1)
     used = min(size, length)
     if used < size:
         real = op.slice(real, -1, 0, used)
@@ -48,8 +49,7 @@ def dft(op: Draft, node: ir.Node) -> ir.Value:
     """X_k = sum_n x_n exp(-2 pi i n k / N)."""
     x = given(node, 0)
     require(element_type(x) in FLOATS, "not floats")
-    dims = static_dims(x)
-    rank = len(dims)
+    rank = rank_of(x)
     axis_operand = operand(node, 2)
     if axis_operand is not None:
         axis = int(contents(axis_operand).reshape(-1)[0])
@@ -64,11 +64,11 @@ def dft(op: Draft, node: ir.Node) -> ir.Value:
     if length_operand is not None:
         length = int(contents(length_operand).reshape(-1)[0])
     else:
-        length = 2 * (dims[axis] - 1) if to_real else dims[axis]
+        length = 2 * (extent(x, axis) - 1) if to_real else extent(x, axis)
     order = [i for i in range(rank - 1) if i != axis] + [axis]
     back = [order.index(i) for i in range(rank - 1)]
     parts = []
-    for part in range(dims[-1]):
+    for part in range(extent(x, -1)):
         flat = op.squeeze(op.slice(x, -1, part, part + 1), -1)
         parts.append(op.Transpose(flat, perm=order) if order != sorted(order) else flat)
     real, imag = parts[0], parts[1] if len(parts) > 1 else None
@@ -88,7 +88,7 @@ def _mirrored(
 ) -> tuple[ir.Value, ir.Value | None]:
     """The whole spectrum of a real signal from its first half."""
     half = length // 2 + 1
-    size = static_dims(real)[-1]
+    size = extent(real, -1)
     require(size >= half, "a half spectrum that is too short")
     places = [k if k < half else length - k for k in range(length)]
     signs = np.array([1.0 if k < half else -1.0 for k in range(length)])
@@ -102,17 +102,17 @@ def _mirrored(
 def stft(op: Draft, node: ir.Node) -> ir.Value:
     """Overlapping frames by a Gather, times the window, transformed."""
     signal = given(node, 0)
-    dims = static_dims(signal)
-    require(len(dims) == 2 or dims[2] == 1, "a complex signal")
+    rank = rank_of(signal)
+    require(rank == 2 or extent(signal, 2) == 1, "a complex signal")
     step = int(contents(given(node, 1)).reshape(-1)[0])
     window, length_operand = operand(node, 2), operand(node, 3)
     if length_operand is not None:
         length = int(contents(length_operand).reshape(-1)[0])
     else:
         require(window is not None, "neither window nor frame length")
-        length = static_dims(window)[0]
-    flat = op.squeeze(signal, 2) if len(dims) == 3 else signal
-    count = 1 + (dims[1] - length) // step
+        length = extent(window, 0)
+    flat = op.squeeze(signal, 2) if rank == 3 else signal
+    count = 1 + (extent(signal, 1) - length) // step
     places = np.arange(count)[:, None] * step + np.arange(length)[None]
     frames = op.Gather(flat, op.constant(places.astype(np.int64)), axis=1)
     if window is not None:
