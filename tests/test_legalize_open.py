@@ -86,7 +86,7 @@ def test_scatters_of_what_must_be_known_stay() -> None:
     )
     stays(
         parsed(
-            "(float[B,2] x, int64[n,1] i, float[n,2] u) => (float[B,2] y)"
+            "(float[4,C] x, int64[n,1] i, float[n,C] u) => (float[4,C] y)"
             '{ y = ScatterND<reduction="add">(x, i, u) }'
         ),
         "ScatterND",
@@ -174,3 +174,34 @@ def test_matrices_of_any_batch(operator: str, graph: str, shape: tuple[int, ...]
 def test_transforms_of_open_length_stay() -> None:
     stays(parsed("(float[2,n,1] x) => (float[2,m,2] y) { y = DFT<axis=1,onesided=1>(x) }"), "DFT")
     stays(parsed("(float[b,n,n] x) => (float[b] y) { y = Det(x) }"), "Det")
+
+
+@pytest.mark.parametrize("reduction", ["add", "max"])
+def test_scatters_into_any_number_of_rows(reduction: str) -> None:
+    rows = parsed(
+        "(float[B,4] x, int64[n,1] i, float[n,4] u) => (float[B,4] y)"
+        f'{{ y = ScatterND<reduction="{reduction}">(x, i, u) }}'
+    )
+    cells = parsed(
+        "(float[B,3,2] x, int64[n,2] i, float[n,2] u) => (float[B,3,2] y)"
+        f'{{ y = ScatterND<reduction="{reduction}">(x, i, u) }}'
+    )
+    for size, count in ((1, 4), (5, 9), (3, 0)):
+        i = RNG.integers(-size, size, (count, 1))
+        same(rows, "ScatterND", {"x": f32(size, 4), "i": i, "u": f32(count, 4)})
+        both = np.concatenate([i, RNG.integers(-3, 3, (count, 1))], -1)
+        same(cells, "ScatterND", {"x": f32(size, 3, 2), "i": both, "u": f32(count, 2)})
+
+
+def test_unpooling_of_any_batch() -> None:
+    pool = "MaxPool<kernel_shape=[2,2],strides=[2,2]>(x)"
+    back = "MaxUnpool<kernel_shape=[2,2],strides=[2,2]>"
+    proto = parsed(f"(float[b,2,8,6] x) => (float[b,2,8,6] y) {{ v, i = {pool} y = {back}(v, i) }}")
+    same(proto, "MaxUnpool", {"x": f32(1, 2, 8, 6)}, {"x": f32(4, 2, 8, 6)})
+    stays(
+        parsed(
+            "(float[b,2,4,4] v, int64[b,2,4,4] i) => (float[b,2,9,9] y) <int64[4] size = {1,2,9,9}>"
+            f"{{ y = {back}(v, i, size) }}"
+        ),
+        "MaxUnpool",
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.rewrite import require
+from onnxlathe.rewrite import reject, require
 from onnxlathe_passes.legalize.draft import (
     FLOATS,
     Draft,
@@ -21,7 +21,6 @@ from onnxlathe_passes.legalize.draft import (
     lowers,
     operand,
     rank_of,
-    static_dims,
     static_or_none,
     value_of,
     wanted,
@@ -220,23 +219,29 @@ def _sum(op: Draft, parts: list[ir.Value]) -> ir.Value:
 def max_unpool(op: Draft, node: ir.Node) -> ir.Value:
     """Values written to where they came from, in a plane of zeros."""
     x, indices = given(node, 0), given(node, 1)
-    dims = static_dims(x)
-    rank = len(dims) - 2
+    rank = rank_of(x) - 2
+    inner = [extent(x, axis) for axis in range(1, rank + 2)]  # channels and plane; the batch may be open
+    batch = (static_or_none(x) or [None])[0]
     kernel = [int(k) for k in node.attributes["kernel_shape"].value]
     strides = [int(s) for s in value_of(node, "strides", op, [1] * rank) or [1] * rank]
     pads = [int(p) for p in value_of(node, "pads", op, [0] * 2 * rank) or [0] * 2 * rank]
-    plain = dims[:2] + [
-        (dims[i + 2] - 1) * strides[i] - pads[i] - pads[i + rank] + kernel[i] for i in range(rank)
+    image = inner[:1] + [
+        (inner[i + 1] - 1) * strides[i] - pads[i] - pads[i + rank] + kernel[i] for i in range(rank)
     ]
-    flat = op.ScatterElements(
-        op.constant(np.zeros(int(np.prod(plain)), dtype=element_type(x).numpy())),
-        op.reshape(indices, [-1]),
-        op.reshape(x, [-1]),
-        axis=0,
-    )
-    result = op.reshape(flat, plain)
+    size = int(np.prod(image))
+    if isinstance(batch, int):
+        zeros = op.constant(np.zeros(batch * size, dtype=element_type(x).numpy()))
+    else:
+        zero = ir.Tensor(np.zeros(1, dtype=element_type(x).numpy()))
+        zeros = op.ConstantOfShape(op.Mul(op.Shape(x, start=0, end=1), op.ints([size])), value=zero)
+    flat = op.ScatterElements(zeros, op.reshape(indices, [-1]), op.reshape(x, [-1]), axis=0)
+    result = op.reshape(flat, [batch if isinstance(batch, int) else -1, *image])
     shape = operand(node, 2)
-    final = [int(n) for n in contents(shape)] if shape is not None else plain
+    if shape is None:
+        return result
+    if not isinstance(batch, int):
+        reject("an output size for an open batch")
+    plain, final = [batch, *image], [int(n) for n in contents(shape)]
     if final != plain:  # the indices are those of the plain size; a larger output is filled up at the end
         require(all(f >= p for f, p in zip(final, plain, strict=True)), "an output that is cut")
         missing = [f - p for f, p in zip(final, plain, strict=True)]

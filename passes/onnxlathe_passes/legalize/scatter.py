@@ -115,9 +115,13 @@ def scatter_nd(op: Draft, node: ir.Node) -> ir.Value:
     data, indices, updates = (given(node, i) for i in range(3))
     kind = _text(value_of(node, "reduction", op, "none"))
     require(kind in ("none", "add", "mul", "max", "min"), "no such reduction")
-    dims, depth = static_dims(data), extent(indices, -1)
+    depth, open_dims = extent(indices, -1), static_or_none(data) or []
+    # Of the data, the first dimension may be open: how many rows there are is then asked at run time.
+    fixed = not open_dims or isinstance(open_dims[0], int) or depth == 0
+    dims = static_dims(data) if fixed else [_ASSUMED, *(extent(data, i) for i in range(1, rank_of(data)))]
     index_dims = static_or_none(indices) or []
     rows, width = int(np.prod(dims[:depth])), int(np.prod(dims[depth:]))
+    require(fixed or (kind != "none" and 0 not in dims), "needs known sizes")
     static = all(isinstance(n, int) for n in index_dims[:-1])
     require(static or (kind != "none" and width > 0), "needs a known number of updates")
     count = math.prod(n for n in index_dims[:-1] if isinstance(n, int)) if static else -1
@@ -126,14 +130,18 @@ def scatter_nd(op: Draft, node: ir.Node) -> ir.Value:
         "too large for a table of places and updates",
     )
     strides = [int(np.prod(dims[i + 1 : depth])) for i in range(depth)]
-    at = _not_negative(op, indices, op.ints(dims[:depth]))
+    at = _not_negative(op, indices, op.ints(dims[:depth]) if fixed else op.Shape(data, start=0, end=depth))
     row = op.reduce("Sum", op.Mul(at, op.ints(strides)), [-1], keepdims=False)
-    hits = op.Equal(
-        op.reshape(row, [count, 1, 1]), op.constant(np.arange(rows, dtype=np.int64)[None, :, None])
-    )
-    flat = op.reshape(data, [rows, width])
+    if fixed:
+        places = op.constant(np.arange(rows, dtype=np.int64)[None, :, None])
+    else:
+        number = op.Mul(op.squeeze(op.Shape(data, start=0, end=1), 0), rows // _ASSUMED)
+        numbers = op.Range(op.constant(np.int64(0)), number, op.constant(np.int64(1)))
+        places = op.unsqueeze(numbers, 0, 2)
+    hits = op.Equal(op.reshape(row, [count, 1, 1]), places)
+    flat = op.reshape(data, [rows if fixed else -1, width])
     value = _combined(op, kind, flat, hits, op.reshape(updates, [count, 1, width]), 0)
-    return op.reshape(value, dims)
+    return op.reshape(value, dims if fixed else [-1, *dims[1:]])
 
 
 @lowers("Compress")
