@@ -261,3 +261,50 @@ def test_many_models(
     assert "softplus" not in printed
     assert run(["softplus.onnx", "broken.onnx"]) == 2
     assert "-o" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a/m.onnx", "b/m.onnx"], "two models are called 'm.onnx'"),
+        (["a/m.onnx", "b/m.pb", "--engine", "engines"], "two models are called 'm'"),
+        (
+            ["a/m.onnx", "b/n.onnx", "--engine", "engines", "--build-log", "log"],
+            "--build-log is about one model",
+        ),
+        (["a/m.onnx", "b/n.onnx", "--engine", "m.engine"], "a folder for their engines"),
+        (["a/m.onnx", "b/n.onnx", "--report", "r.json"], "--report is about one model"),
+    ],
+)
+def test_many_models_that_would_share_a_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/m.onnx", "b/m.onnx", "b/m.pb", "b/n.onnx"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(FIXTURES / "tiny" / "softplus.onnx", name)
+    Path("engines").mkdir()
+    assert run([*words, "-o", "out"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not Path("out").exists()
+    assert not list(Path("engines").iterdir())
+
+
+def test_a_batch_builds_an_engine_that_is_gone_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("m", "n"):
+        shutil.copy(FIXTURES / "tiny" / "softplus.onnx", f"{name}.onnx")
+    Path("engines").mkdir()
+    words = ["m.onnx", "n.onnx", "-o", "out", "--engine", "engines", "--builder-optimization-level", "0"]
+    assert run(words) == 0
+    Path("engines/m.engine").unlink()
+    capsys.readouterr()
+    assert run(words) == 0
+    assert "1 done before" in capsys.readouterr().out
+    assert Path("engines/m.engine").exists()

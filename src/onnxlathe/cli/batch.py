@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -46,15 +45,12 @@ def run_batch(
         The largest exit code of all.
 
     Raises:
-        UsageError: there is no folder, or two models have the same name.
+        UsageError: there is no folder.
     """
     if folder is None or (folder.exists() and not folder.is_dir()):
         raise UsageError(
             "several models need a folder to be saved in", hint="give one with -o, as in -o out/"
         )
-    twice = [name for name, count in Counter(m.name for m in models).items() if count > 1]
-    if twice:
-        raise UsageError(f"two models are called '{twice[0]}'", hint="optimize them in separate calls")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,6 +104,7 @@ class _Run:
         return {
             "model": str(self.model),
             "output": str(self.output) if done.returncode == 0 else None,
+            "engine": (facts.get("engine") or {}).get("path"),
             "code": min(abs(done.returncode), 2),
             "message": _message(done.stderr) if done.returncode else "",
             "nodes": [facts.get(when, {}).get("nodes") for when in ("before", "after")] if facts else [],
@@ -128,13 +125,14 @@ class _Manifest:
             self.entries = {}
 
     def has(self, run: _Run) -> bool:
-        """Whether the run succeeded before, on the same file with the same words."""
+        """Whether the run succeeded before, on the same file with the same words, and its files are there."""
         entry = self.entries.get(str(run.model))
         return (
             isinstance(entry, dict)
             and entry.get("code") == 0
             and entry.get("identity") == run.identity()
             and run.output.exists()
+            and (not entry.get("engine") or Path(entry["engine"]).exists())
         )
 
     def add(self, outcome: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,17 @@ def optimize_command(
         raise UsageError(
             "several models need a folder for their engines", hint="give one that exists, as in --engine out/"
         )
+    if options["build_log"] is not None:
+        raise UsageError("--build-log is about one model", hint="optimize them in separate calls")
+    if options["report"] is not None:
+        raise UsageError(
+            "--report is about one model", hint="manifest.json beside the results has their facts"
+        )
     words = _without(context.meta.get(WORDS, []), [str(m) for m in models])
+    # An engine is called like its model without the suffix.
+    names = [m.stem for m in models] if options["engine"] is not None else [m.name for m in models]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"two models are called '{twice[0]}'", hint="optimize them in separate calls")
     return run_batch(models, options["output"], words, jobs=jobs, again=again, quiet=options["quiet"])
 
 
