@@ -205,3 +205,31 @@ def test_unpooling_of_any_batch() -> None:
         ),
         "MaxUnpool",
     )
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "kernel_shape=[3,3],dilations=[2,2],pads=[2,2,2,2]",
+        "kernel_shape=[3,2],dilations=[2,1],strides=[2,3],pads=[1,0,0,1]",
+        'kernel_shape=[2,1],dilations=[3,1],auto_pad="VALID"',
+    ],
+)
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_max_pool_of_any_size(attributes: str, kind: str) -> None:
+    proto = parsed(f"({kind}[b,2,h,w] x) => ({kind}[b,2,p,q] y) {{ y = MaxPool<{attributes}>(x) }}")
+    dtype = np.float32 if kind == "float" else np.uint8
+    for shape in ((1, 2, 7, 9), (3, 2, 12, 6)):
+        x = (RNG.standard_normal(shape) * 50 - (100 if kind == "float" else -128)).clip(-300, 255)
+        same(proto, "MaxPool", {"x": x.astype(dtype)})
+
+
+def test_pooling_whose_padding_follows_from_an_open_size_stays() -> None:
+    for attributes in ('auto_pad="SAME_UPPER"', "ceil_mode=1"):
+        stays(
+            parsed(
+                "(float[1,2,h,w] x) => (float[1,2,p,q] y)"
+                f"{{ y = MaxPool<kernel_shape=[2,2],strides=[2,2],{attributes}>(x) }}"
+            ),
+            "MaxPool",
+        )

@@ -146,6 +146,39 @@ def max_pool(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
     return [op.cast(best, dtype), where]
 
 
+@lowers("MaxPool")
+def max_pool_of_any_size(op: Draft, node: ir.Node) -> ir.Value:
+    """The same for an image of open size: the slices end so far from its end as the kernel reaches."""
+    x = given(node, 0)
+    dtype, rank = element_type(x), rank_of(x) - 2
+    kernel = [int(k) for k in node.attributes["kernel_shape"].value]
+    strides = [int(s) for s in value_of(node, "strides", op, [1] * rank) or [1] * rank]
+    dilations = [int(d) for d in value_of(node, "dilations", op, [1] * rank) or [1] * rank]
+    pads = [int(p) for p in value_of(node, "pads", op, [0] * 2 * rank) or [0] * 2 * rank]
+    auto = value_of(node, "auto_pad", op, "NOTSET")
+    auto = auto.decode() if isinstance(auto, bytes) else auto
+    require(
+        auto in ("NOTSET", "VALID") and not value_of(node, "ceil_mode", op, 0),
+        "its padding follows from the size",
+    )
+    require(not wanted(node, 1), "its indices follow from the size")
+    require(math.prod(kernel) <= _MOST, "its kernel is too large")
+    data = x if dtype in FLOATS else op.cast(x, T.FLOAT)
+    if any(pads) and auto == "NOTSET":
+        data = op.Pad(data, op.ints([0, 0, *pads[:rank], 0, 0, *pads[rank:]]), op.like(-math.inf, data))
+    axes = op.ints(list(range(2, rank + 2)))
+    parts = []
+    for offset in itertools.product(*(range(k) for k in kernel)):
+        starts = [o * d for o, d in zip(offset, dilations, strict=True)]
+        left = [d * (k - 1) - s for d, k, s in zip(dilations, kernel, starts, strict=True)]
+        ends = [-n if n else np.iinfo(np.int64).max for n in left]
+        parts.append(op.Slice(data, op.ints(starts), op.ints(ends), axes, op.ints(strides)))
+    best = parts[0]
+    for part in parts[1:]:
+        best = op.Max(best, part)
+    return op.cast(best, dtype) if best is not x else op.Identity(x)
+
+
 def _planes(op: Draft, x: ir.Value, window: Window) -> ir.Value:
     """Where each plane begins in the flat input; the batch may be open."""
     channels, plane, axes = extent(x, 1), int(np.prod(window.dims)), list(range(1, len(window.dims) + 1))
