@@ -405,6 +405,30 @@ def test_a_model_that_differs_gives_no_engine(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "original.onnx"]
 
 
+def test_a_batch_builds_an_engine_that_is_gone_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(model.parent)
+    Path("other.onnx").write_bytes(model.read_bytes())
+    Path("engines").mkdir()
+    words = [
+        model.name,
+        "other.onnx",
+        "-o",
+        "out",
+        "--engine",
+        "engines",
+        "--builder-optimization-level",
+        "0",
+    ]
+    assert run(words) == 0
+    Path("engines/model.engine").unlink()
+    capsys.readouterr()
+    assert run(words) == 0
+    assert "1 done before" in capsys.readouterr().out
+    assert Path("engines/model.engine").exists()
+
+
 # Timing cache -------------------------------------------------------------------------------------------
 
 

@@ -292,19 +292,3 @@ def test_many_models_that_would_share_a_file(
     assert message in " ".join(capsys.readouterr().err.split())
     assert not Path("out").exists()
     assert not list(Path("engines").iterdir())
-
-
-def test_a_batch_builds_an_engine_that_is_gone_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("m", "n"):
-        shutil.copy(FIXTURES / "tiny" / "softplus.onnx", f"{name}.onnx")
-    Path("engines").mkdir()
-    words = ["m.onnx", "n.onnx", "-o", "out", "--engine", "engines", "--builder-optimization-level", "0"]
-    assert run(words) == 0
-    Path("engines/m.engine").unlink()
-    capsys.readouterr()
-    assert run(words) == 0
-    assert "1 done before" in capsys.readouterr().out
-    assert Path("engines/m.engine").exists()
