@@ -233,3 +233,12 @@ def test_pooling_whose_padding_follows_from_an_open_size_stays() -> None:
             ),
             "MaxPool",
         )
+
+
+def test_resize_to_sizes_that_hold_an_open_batch() -> None:
+    """What torch exports for F.interpolate(antialias=True) of any batch."""
+    head = "<int64[2] hw = {8,6}, int64[1] a = {0}, int64[1] e = {2}> { s = Shape(x) p = Slice(s, a, e) n = Concat<axis=0>(p, hw)"
+    tail = 'y = Resize<mode="linear",antialias=1>(x, , , n) }'
+    proto = parsed(f"(float[b,3,16,12] x) => (float[b,3,8,6] y) {head} {tail}")
+    same(proto, "Resize", {"x": f32(1, 3, 16, 12)}, {"x": f32(4, 3, 16, 12)})
+    stays(parsed(f"(float[b,3,h,12] x) => (float[b,3,8,6] y) {head} {tail}"), "Resize")

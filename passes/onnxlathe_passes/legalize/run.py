@@ -21,11 +21,12 @@ from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossib
 from onnxlathe_passes.legalize.control import unrolled_loop
 from onnxlathe_passes.legalize.interface import bind, parse_values
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, known_good
-from onnxlathe_passes.legalize.mini import apply
+from onnxlathe_passes.legalize.mini import apply, fixed
 from onnxlathe_passes.legalize.ranks import differ_in_rank, sink
 from onnxlathe_passes.legalize.solve import Solver, tidied
 from onnxlathe_passes.legalize.symmetric import to_int8
 from onnxlathe_passes.opset import Opset
+from onnxlathe_passes.resize_scales import ResizeScales
 from onnxlathe_passes.sequences import Sequences
 
 WRITTEN_FOR = 18
@@ -91,6 +92,7 @@ class Legalizing:
             infer_model(model)
         self._unwrap()
         self._align()
+        self._scale()
         if any(node.op_type.startswith(("Sequence", "SplitToSequence")) for node in model.nodes()):
             self._unroll()
             self.changes += Sequences().run(model, context)
@@ -240,6 +242,24 @@ class Legalizing:
             try:
                 if apply(unrolled_loop, self.model.ir, node, Names(self.model.ir)):
                     self._changed(node, [], "one copy of the body for each iteration, for the sequence in it")
+                    infer_model(self.model)
+            except NoMatch:
+                continue
+
+    def _scale(self) -> None:
+        """Sizes of a refused Resize that are computed for an open batch: constant scales in their place."""
+        rule = ResizeScales()
+        for node in [n for n in self.model.graph if n.op_type == "Resize" and n.domain == ""]:
+            sizes = node.inputs[3] if len(node.inputs) > 3 else None
+            if sizes is None or fixed(sizes) is not None:
+                continue
+            if self.judge.judge(self.solver.cut(node, self.model.ir)).accepted:
+                continue
+            if not self.context.permit(self.options.name):
+                return
+            try:
+                if apply(rule.visit, self.model.ir, node, Names(self.model.ir)):
+                    self._changed(node, [], "scales in place of sizes that are computed")
                     infer_model(self.model)
             except NoMatch:
                 continue
