@@ -242,3 +242,21 @@ def test_resize_to_sizes_that_hold_an_open_batch() -> None:
     proto = parsed(f"(float[b,3,16,12] x) => (float[b,3,8,6] y) {head} {tail}")
     same(proto, "Resize", {"x": f32(1, 3, 16, 12)}, {"x": f32(4, 3, 16, 12)})
     stays(parsed(f"(float[b,3,h,12] x) => (float[b,3,8,6] y) {head} {tail}"), "Resize")
+
+
+def test_dynamic_quantization_of_zeros() -> None:
+    proto = parsed("(float[n] x) => (uint8[n] y, float s, uint8 z) { y, s, z = DynamicQuantizeLinear(x) }")
+    numbers = ([0.0, 0.0, 0.0], [1.0, 1.0], [-2.0], [0.0, -0.5, 3.0])
+    same(proto, "DynamicQuantizeLinear", *({"x": np.array(x, np.float32)} for x in numbers))
+
+
+def test_dynamic_quantized_product_of_any_rows() -> None:
+    proto = parsed(
+        "(float[b,s,12] x, int8[12,4] w, float[4] ws, float[4] c) => (float[b,s,4] y)"
+        "{ y = com.microsoft.DynamicQuantizeMatMul(x, w, ws, , c) }"
+    )
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    rest = {"w": RNG.integers(-99, 99, (12, 4)).astype(np.int8), "ws": np.abs(f32(4)), "c": f32(4)}
+    after, _ = legalized(proto, ["DynamicQuantizeMatMul", "DynamicQuantizeLinear"])
+    for x in (f32(1, 5, 12), f32(3, 2, 12), np.zeros((2, 1, 12), np.float32)):
+        agree(in_runtime(after, rest | {"x": x}), in_runtime(proto, rest | {"x": x}), 1e-4, 1e-4)

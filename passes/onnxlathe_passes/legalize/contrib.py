@@ -326,9 +326,10 @@ def matmul_integer_to_float(op: Draft, node: ir.Node) -> ir.Value:
 @lowers(f"{_MS}::DynamicQuantizeMatMul")
 def dynamic_quantize_matmul(op: Draft, node: ir.Node) -> ir.Value:
     """Quantize the left operand by its own range, multiply, scale."""
+    from onnxlathe_passes.legalize.quantized import dynamic_levels
+
     a, b, b_scale = (given(node, i) for i in range(3))
-    made = op.node("DynamicQuantizeLinear", [a], outputs=3)
-    levels, scale, zero = made.outputs
+    levels, scale, zero = dynamic_levels(op, a)
     product = op.MatMul(_real(op, levels, scale, zero), _real(op, b, b_scale, operand(node, 3)))
     bias = operand(node, 4)
     result: ir.Value = product if bias is None else op.Add(product, bias)

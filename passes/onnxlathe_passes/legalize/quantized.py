@@ -124,15 +124,21 @@ def conv_integer(op: Draft, node: ir.Node) -> ir.Value:
 @lowers("DynamicQuantizeLinear")
 def dynamic_quantize_linear(op: Draft, node: ir.Node) -> Sequence[ir.Value]:
     """Scale and zero point from the range of the data, which is made to contain 0."""
-    x = given(node, 0)
+    levels, scale, point = dynamic_levels(op, given(node, 0))
+    return [op.cast(levels, T.UINT8), scale, op.cast(point, T.UINT8)]
+
+
+def dynamic_levels(op: Draft, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """What DynamicQuantizeLinear gives, the numbers of uint8 as floats."""
     axes = list(range(rank_of(x)))
     zero = op.like(0.0, x)
     high = op.Max(op.reduce("Max", x, axes, keepdims=False), zero)
     low = op.Min(op.reduce("Min", x, axes, keepdims=False), zero)
+    # Of zeros only, ONNX Runtime says 1; 0 / 0 would be NaN in everything that follows.
     scale = op.Div(op.Sub(high, low), op.like(255.0, x))
+    scale = op.Where(op.Equal(high, low), op.like(1.0, x), scale)
     point = op.Clip(op.Round(op.Div(op.Sub(zero, low), scale)), zero, op.like(255.0, x))
-    levels = quantize(op, x, scale, point, T.UINT8)
-    return [op.cast(levels, T.UINT8), scale, op.cast(point, T.UINT8)]
+    return quantize(op, x, scale, point, T.UINT8), scale, point
 
 
 @lowers("DequantizeLinear")
