@@ -290,7 +290,7 @@ def test_real_exports(check, name: str) -> None:  # type: ignore[no-untyped-def]
 # --- The child process -----------------------------------------------------------------------------------
 
 
-def test_a_crash_and_a_hang_cost_one_answer(tmp_path: Path) -> None:
+def test_a_crash_and_a_hang_cost_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx.save(mlp(), tmp_path / "m.onnx")
     runtime = RuntimeProcess(threads=1, timeout=60)
     try:
@@ -298,8 +298,12 @@ def test_a_crash_and_a_hang_cost_one_answer(tmp_path: Path) -> None:
         process = runtime._process
         assert process is not None
         process.kill()
-        with pytest.raises(RuntimeFailure) as caught:
-            runtime.open(tmp_path / "m.onnx")
+        process.wait()
+        with monkeypatch.context() as patch:
+            # As if it had died after it was last looked at, and not before.
+            patch.setattr(runtime, "start", lambda: None)
+            with pytest.raises(RuntimeFailure) as caught:
+                runtime.open(tmp_path / "m.onnx")
         assert caught.value.kind == "crash"
         assert "SIGKILL" in caught.value.message or os.name == "nt"
         assert runtime.open(tmp_path / "m.onnx")["outputs"] == ["y"], "started again"

@@ -216,11 +216,14 @@ def _import_file(path: Path) -> types.ModuleType:
         raise UsageError(f"'{path}' is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    keeps, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left in the user's folder
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        sys.dont_write_bytecode = keeps
     return module
 
 
