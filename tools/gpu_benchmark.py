@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 KEPT = 16 << 10  # bytes; smaller tensors travel as they are
 
@@ -93,8 +93,6 @@ class Timed:
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         given = feeds(model, sizes)
-        if model.ByteSize() >= 2**31 - 1:
-            external_data_helper.convert_model_to_external_data(model)
         providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         self.session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
         graph = onnx.load(optimized, load_external_data=False).graph

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
-import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of
@@ -18,9 +17,9 @@ from onnxlathe.rewrite import (
     option,
     reject,
     require,
-    scalar_value,
 )
 from onnxlathe_passes.conditions import FLOATS, HALVES, from_front, int64, producer, used_once
+from onnxlathe_passes.fold_scale import by_number
 from onnxlathe_passes.grouped_heads import Repeated
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import reshaped
@@ -130,13 +129,8 @@ class Attention(NodeRule):
                 reject("its groups are not known")
             heads = (q_dims[0], q_dims[1] * q_dims[2], *q_dims[-2:])
         require(isinstance(heads[1], int) and isinstance(heads[3], int), "its heads are not of a known size")
-        keys, shared = _keys(op, scores.turned), values
-        repeated = (Repeated.of(keys), Repeated.of(values))
-        if repeated[0] is not None and repeated[1] is not None:
-            same = (repeated[0].groups, repeated[0].times) == (repeated[1].groups, repeated[1].times)
-            require(same, "its keys are repeated otherwise than its values")
-            keys, shared = repeated[0].heads, repeated[1].heads
-        keys, shared = without_group(op, keys), without_group(op, shared)
+        keys = _keys(op, scores.turned)
+        keys, shared = (without_group(op, v) for v in unrepeated(keys, values) or (keys, values))
         k_dims, v_dims = _known(keys), _known(shared)
         require(k_dims[0] == heads[0] and v_dims[0] == heads[0], "its operands differ in their batch")
         require(k_dims[1:3] == v_dims[1:3], "its keys and values differ in number")
@@ -167,15 +161,8 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     node = producer(value, "Mul", "Div")
     if node is None or value is None or not used_once(value):
         return value, 1.0
-    for index in (0, 1) if node.op_type == "Mul" else (0,):
-        constant = node.inputs[1 - index]
-        factor = scalar_value(constant)
-        rest = node.inputs[index]
-        if factor is None or constant is None or rest is None or not np.isfinite(factor) or not factor:
-            continue
-        if len(dims_of(constant) or ()) <= len(dims_of(rest) or ()):
-            return rest, factor if node.op_type == "Mul" else 1 / factor
-    return value, 1.0
+    found = by_number(node)
+    return (node.inputs[found[0]], found[1]) if found is not None else (value, 1.0)
 
 
 def _addend(node: ir.Node) -> tuple[ir.Value, ir.Value]:
@@ -212,6 +199,20 @@ def _keys(op: Builder, turned: ir.Value) -> ir.Value:
     if restored == sorted(restored):
         return source
     return _with_axes(op.Transpose(source, perm=restored), source, restored)
+
+
+def unrepeated(keys: ir.Value | None, values: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """Keys and values once for each group of heads, where both are repeated.
+
+    Raises:
+        NoMatch: they are repeated in different ways.
+    """
+    one, other = Repeated.of(keys), Repeated.of(values)
+    if one is None or other is None:
+        return None
+    same = (one.groups, one.times) == (other.groups, other.times)
+    require(same, "its keys are repeated otherwise than its values")
+    return one.heads, other.heads
 
 
 def without_group(op: Builder, heads: ir.Value) -> ir.Value:

@@ -10,9 +10,8 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, RuleSet, attribute, reject, require
-from onnxlathe_passes.attention import without_group
+from onnxlathe_passes.attention import unrepeated, without_group
 from onnxlathe_passes.conditions import attributes_of, from_front, producer, used_once
-from onnxlathe_passes.grouped_heads import Repeated
 from onnxlathe_passes.moves import Arrangement, upwards
 from onnxlathe_passes.regroup import reshaped, split, static
 
@@ -29,12 +28,11 @@ class _Shared(NodeRule):
     visits = ("Attention",)
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
-        keys, values = Repeated.of(node.inputs[1]), Repeated.of(node.inputs[2])
-        if keys is None or values is None:
+        found = unrepeated(node.inputs[1], node.inputs[2])
+        if found is None:
             return None
-        require((keys.groups, keys.times) == (values.groups, values.times), "its keys are repeated otherwise")
         require(len(node.outputs) == 1 and len(node.inputs) <= 4, "it keeps its keys for later")
-        shared = [without_group(op, heads) for heads in (keys.heads, values.heads)]
+        shared = [without_group(op, heads) for heads in found]
         return op.Attention(node.inputs[0], *shared, *node.inputs[3:], **attributes_of(node))
 
 

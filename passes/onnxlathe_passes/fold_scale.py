@@ -60,7 +60,7 @@ class FoldScale(Pass):
 
     def fold(self, node: ir.Node, opset: int, context: Context) -> int:
         """Fold one multiplication, if it can be."""
-        found = _scaled(node)
+        found = by_number(node)
         if found is None:
             return 0
         index, factor = found
@@ -85,8 +85,8 @@ class FoldScale(Pass):
         return 1
 
 
-def _scaled(node: ir.Node) -> tuple[int, float] | None:
-    """Which input is multiplied, and by what number."""
+def by_number(node: ir.Node) -> tuple[int, float] | None:
+    """Which input of a Mul or Div is multiplied, and by what number, where the result has the input's rank."""
     for index in (0, 1) if node.op_type == "Mul" else (0,):
         x, number = node.inputs[index], scalar_value(node.inputs[1 - index])
         constant = node.inputs[1 - index]

@@ -63,7 +63,8 @@ class LeanOperands(Pass):
             other = node.inputs[1 - index]
             if value is None or other is None or not same_shape(other, result):
                 continue
-            if leaner.zero(value) and (node.op_type == "Add" or (node.op_type == "Sub" and index == 1)):
+            adds = node.op_type == "Add" or (node.op_type == "Sub" and index == 1)
+            if adds and leaner.zero(value):
                 if not context.permit(self.name):
                     return 0
                 substitute([(result, other)], context, rename=False)
@@ -93,10 +94,12 @@ class _Leaner:
 
     Attributes:
         done: what was made for which value; operators of all layers share it.
+        nothing: which constants were read, and whether they are all 0.
     """
 
     opset: int
     done: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    nothing: dict[ir.Value, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counters = Counters(self.opset)
@@ -104,8 +107,10 @@ class _Leaner:
     def zero(self, value: ir.Value, depth: int = 0) -> bool:
         """Whether all entries are 0 in every run."""
         if is_constant(value):
-            array = constant(value, max_bytes=_MASK)
-            return array is not None and array.dtype.kind in "fiu" and not array.any()
+            if value not in self.nothing:  # a mask is read once for all layers
+                array = constant(value, max_bytes=_MASK)
+                self.nothing[value] = array is not None and array.dtype.kind in "fiu" and not array.any()
+            return self.nothing[value]
         node = value.producer()
         if node is None or node.domain != "" or depth > _DEEP:
             return False

@@ -11,15 +11,19 @@ import onnx_ir as ir
 
 from onnxlathe import Model, UsageError
 from onnxlathe.rewrite import Context, Pass, option, subgraphs
+from onnxlathe_passes.attention import Attention
+from onnxlathe_passes.gelu import Gelu
+from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.opset_steps import OLDEST, Draft, Refused, advance, changes
+from onnxlathe_passes.rmsnorm import RMSNorm
 
 _GAINS = (
-    (18, {"Softplus", "Tanh"}),  # Mish
-    (20, {"Erf"}),  # Gelu
-    (20, {"Tanh", "Add", "Mul"}),  # Gelu by tanh
-    (23, {"ReduceMean", "Sqrt"}),  # RMSNormalization; LayerNormalization since 17
-    (23, {"ReduceMean", "Pow"}),
-    (23, {"Softmax", "MatMul"}),  # Attention
+    (Mish.min_opset, {"Softplus", "Tanh"}),
+    (Gelu.min_opset, {"Erf"}),
+    (Gelu.min_opset, {"Tanh", "Add", "Mul"}),
+    (RMSNorm.min_opset, {"ReduceMean", "Sqrt"}),  # and LayerNormalization, which is older
+    (RMSNorm.min_opset, {"ReduceMean", "Pow"}),
+    (Attention.min_opset, {"Softmax", "MatMul"}),
 )
 """From which version on operators that occur together can become one."""
 

@@ -11,12 +11,11 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model, rows_of
 from onnxlathe.rewrite import Builder, Bytes, Context, Pass, is_constant, option, remove_unused
+from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.conditions import FLOATS, Array, producer, rank, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.regroup import split
 from onnxlathe_passes.weights import by_rows, derived, may_copy, tensor_of
-
-_ATTENTION = 23
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class MergeProjections(Pass):
             for group in list(self.groups(graph)):
                 # Attention takes projections of any width as they are, and a Split into unequal parts costs
                 # ONNX Runtime's CUDA provider more than the products it saves.
-                apart = model.opset >= _ATTENTION and len({p.width for p in group}) > 1
+                apart = model.opset >= Attention.min_opset and len({p.width for p in group}) > 1
                 if not apart and _gain(group) > 0 and context.permit(self.name):
                     merge(group, model.opset, context, self.name)
                     changes += 1

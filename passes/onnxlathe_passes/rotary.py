@@ -13,7 +13,7 @@ from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused, scalar_value
 from onnxlathe_passes.conditions import FLOATS, from_front, int64, producer, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
-from onnxlathe_passes.rotate_half import Half
+from onnxlathe_passes.rotate_half import Turned
 
 _TABLE = 8 << 20  # bytes; larger constants are not read to compare their halves
 _KEEPS_LAST_AXIS = ("Cos", "Sin", "Cast", "Identity", "Unsqueeze", "Squeeze", "Expand", "Mul")
@@ -46,7 +46,8 @@ class Rotation:
                     joined = producer(half, "Concat")
                     if x is None or cos is None or sin is None or joined is None:
                         continue
-                    if _turned(joined, opset) is x:
+                    found = Turned.of(joined, opset) if used_once(joined.outputs[0]) else None
+                    if found is not None and found.x is x and found.lower == found.upper:
                         yield cls(x, cos, sin, (node, one, two, joined))
 
 
@@ -134,25 +135,6 @@ class Rotary(Pass):
         substitute([(node.outputs[0], result)], context)
         context.record(self.name, list(rotation.parts), op.nodes)
         remove_unused([node])
-
-
-def _turned(joined: ir.Node, opset: int) -> ir.Value | None:
-    """x, where a Concat is (-x₂, x₁)."""
-    if len(joined.inputs) != 2 or not used_once(joined.outputs[0]):
-        return None
-    negated = producer(joined.inputs[0], "Neg")
-    if negated is None or not used_once(negated.outputs[0]):
-        return None
-    second, first = Half.of(negated.inputs[0], opset), Half.of(joined.inputs[1], opset)
-    dims = dims_of(joined.outputs[0])
-    if first is None or second is None or first.x is not second.x or not dims:
-        return None
-    if from_front([int(attribute(joined, "axis", opset))], len(dims)) != [len(dims) - 1]:
-        return None
-    fits = (
-        first.start == 0 and first.end == second.start == second.end - second.start and second.end == dims[-1]
-    )
-    return first.x if fits else None
 
 
 def _fits(rotation: Rotation, opset: int) -> bool:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
-from onnxlathe_passes.conditions import FLOATS, from_front, producer, rank, used_once
+from onnxlathe_passes.conditions import FLOATS, from_front, producer, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.lanes import split_lane
 from onnxlathe_passes.regroup import split
@@ -43,6 +43,38 @@ class Half:
         if lane is None or lane.axis != len(dims) - 1:
             return None
         return cls(x, *lane.parts()[value.index() or 0])
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Concat(-x₂, x₁) along the last axis: x turned by half.
+
+    Attributes:
+        x: what is turned.
+        lower, upper: sizes of x₁ and x₂.
+        negated: the Neg.
+    """
+
+    x: ir.Value
+    lower: int
+    upper: int
+    negated: ir.Node
+
+    @classmethod
+    def of(cls, joined: ir.Node, opset: int) -> Turned | None:
+        """What a Concat turns, if nothing else reads the negated part."""
+        dims = dims_of(joined.outputs[0])
+        negated = producer(joined.inputs[0], "Neg") if len(joined.inputs) == 2 else None
+        if negated is None or not dims or not used_once(negated.outputs[0]):
+            return None
+        if from_front([int(attribute(joined, "axis", opset))], len(dims)) != [len(dims) - 1]:
+            return None
+        second, first = Half.of(negated.inputs[0], opset), Half.of(joined.inputs[1], opset)
+        if first is None or second is None or first.x is not second.x:
+            return None
+        if first.start or first.end != second.start or second.end != dims[-1]:
+            return None
+        return cls(first.x, first.end, second.end - second.start, negated)
 
 
 class RotateHalf(Pass):
@@ -83,31 +115,21 @@ class RotateHalf(Pass):
             joined = producer(turned, "Concat")
             if joined is None or sine is None or turned is None or not used_once(turned):
                 continue
-            if len(joined.inputs) != 2 or turned.dtype not in FLOATS:
-                continue
-            negated = producer(joined.inputs[0], "Neg")
-            if negated is None or not used_once(negated.outputs[0]):
-                continue
-            second, first = Half.of(negated.inputs[0], opset), Half.of(joined.inputs[1], opset)
-            axes, sizes = rank(turned), dims_of(sine)
-            axis = from_front([int(attribute(joined, "axis", opset))], axes)
-            if first is None or second is None or axes is None or sizes is None or axis != [axes - 1]:
-                continue
-            whole = (dims_of(turned) or ())[-1]
-            if first.x is not second.x or first.start or first.end != second.start or second.end != whole:
+            found = Turned.of(joined, opset) if turned.dtype in FLOATS else None
+            dims, sizes = dims_of(turned), dims_of(sine)
+            if found is None or dims is None or sizes is None:
                 continue
             # A sine that is the same for all places, or is itself made larger, cannot carry the signs.
-            if sizes[-1:] != (whole,) or len(sizes) > axes or not context.permit(self.name):
+            if sizes[-1:] != dims[-1:] or len(sizes) > len(dims) or not context.permit(self.name):
                 continue
-            lower, upper = first.end, second.end - second.start
             op = Builder(opset)
-            if (sine, upper) not in signed:
-                signed[sine, upper] = _signed(op, sine, upper)
-            one, two = split(op, first.x, [lower, upper], axes - 1)
-            result = op.Mul(op.Concat(two, one, axis=axes - 1), signed[sine, upper])
+            if (sine, found.upper) not in signed:
+                signed[sine, found.upper] = _signed(op, sine, found.upper)
+            one, two = split(op, found.x, [found.lower, found.upper], len(dims) - 1)
+            result = op.Mul(op.Concat(two, one, axis=len(dims) - 1), signed[sine, found.upper])
             insert(op, node, context)
             substitute([(node.outputs[0], result)], context)
-            context.record(self.name, [node, joined, negated], op.nodes)
+            context.record(self.name, [node, joined, found.negated], op.nodes)
             remove_unused([node])
             return 1
         return 0

@@ -48,12 +48,7 @@ class Window:
         x = given(node, 0)
         dims = [extent(x, axis) for axis in range(2, rank_of(x))]
         rank = len(dims)
-        kernel = [int(k) for k in node.attributes["kernel_shape"].value]
-        strides = [int(s) for s in value_of(node, "strides", op, [1] * rank) or [1] * rank]
-        dilations = [int(d) for d in value_of(node, "dilations", op, [1] * rank) or [1] * rank]
-        pads = [int(p) for p in value_of(node, "pads", op, [0] * 2 * rank) or [0] * 2 * rank]
-        auto = value_of(node, "auto_pad", op, "NOTSET")
-        auto = auto.decode() if isinstance(auto, bytes) else auto
+        kernel, strides, dilations, pads, auto = _spans(node, op, rank)
         ceil = bool(value_of(node, "ceil_mode", op, 0))
         begin, end, outputs = pads[:rank], pads[rank:], []
         for i, size in enumerate(dims):
@@ -111,6 +106,16 @@ class Window:
         return result
 
 
+def _spans(node: ir.Node, op: Draft, rank: int) -> tuple[list[int], list[int], list[int], list[int], str]:
+    """Kernel, strides, dilations, pads (begins, then ends) and `auto_pad`, over `rank` spatial axes."""
+    kernel = [int(k) for k in node.attributes["kernel_shape"].value]
+    strides = [int(s) for s in value_of(node, "strides", op, [1] * rank) or [1] * rank]
+    dilations = [int(d) for d in value_of(node, "dilations", op, [1] * rank) or [1] * rank]
+    pads = [int(p) for p in value_of(node, "pads", op, [0] * 2 * rank) or [0] * 2 * rank]
+    auto = value_of(node, "auto_pad", op, "NOTSET")
+    return kernel, strides, dilations, pads, auto.decode() if isinstance(auto, bytes) else auto
+
+
 @lowers("MaxPool")
 def max_pool(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
     """The largest of one slice for each place of the kernel, and where the first of these came from."""
@@ -151,12 +156,7 @@ def max_pool_of_any_size(op: Draft, node: ir.Node) -> ir.Value:
     """The same for an image of open size: the slices end so far from its end as the kernel reaches."""
     x = given(node, 0)
     dtype, rank = element_type(x), rank_of(x) - 2
-    kernel = [int(k) for k in node.attributes["kernel_shape"].value]
-    strides = [int(s) for s in value_of(node, "strides", op, [1] * rank) or [1] * rank]
-    dilations = [int(d) for d in value_of(node, "dilations", op, [1] * rank) or [1] * rank]
-    pads = [int(p) for p in value_of(node, "pads", op, [0] * 2 * rank) or [0] * 2 * rank]
-    auto = value_of(node, "auto_pad", op, "NOTSET")
-    auto = auto.decode() if isinstance(auto, bytes) else auto
+    kernel, strides, dilations, pads, auto = _spans(node, op, rank)
     require(
         auto in ("NOTSET", "VALID") and not value_of(node, "ceil_mode", op, 0),
         "its padding follows from the size",
