@@ -323,3 +323,21 @@ def test_sequences_of_known_length_become_tensors() -> None:
     """
     after = check(text, "fold,tidy", ["Split", "Concat", "Identity"])
     assert after.graph.node[0].output[0] == "y"
+
+
+def test_a_large_constant_of_sizes_that_turn_up_while_folding() -> None:
+    """Positions of a ViT, resized to a grid whose sides are square roots: shapes are not known before."""
+    text = """
+        g (float[n, 256, 128] x) => (float[n, 256, 128] y) {
+          zero = Constant<value_int = 0>()  axis = Constant<value_ints = [0]>()
+          side0 = Sqrt(count)  side1 = Cast<to = 7>(side0)  side = Unsqueeze(side1, axis)
+          t = Concat<axis = 0>(side, side, rest)
+          grid = Reshape(table, t)  turned = Transpose<perm = [1, 0, 2]>(grid)
+          back = Constant<value_ints = [256, 128]>()
+          p = Reshape(turned, back)
+          y = Add(x, p)
+        }
+        """
+    table = np.arange(256 * 128, dtype=np.float32).reshape(256, 128)
+    weights = {"table": table, "count": np.array(256, np.float32), "rest": np.array([128])}
+    check(text, "fold", ["Add"], weights=weights)

@@ -626,6 +626,41 @@ def test_an_expanded_operand_and_one_of_zeros() -> None:
     )  # fmt: skip
 
 
+def test_a_window_whose_rows_are_repeated_for_the_batch() -> None:
+    """As torch.export writes a sliding window: positions repeated, turned, and moved before they are compared."""
+    check(
+        """g (float[n, 2, m, m] x) => (float[n, 2, m, m] y) {
+            s = Shape<start=3>(x)  m0 = Squeeze(s)  r = Range(zero, m0, one)  rows = Unsqueeze(r, ax)
+            b = Shape<end=1>(x)  t = Concat<axis=0>(b, ones)  all = Expand(rows, t)  q = Unsqueeze(all, ax2)
+            first = Sub(q, two)  near = Greater(r, first)  mask = Where(near, f0, low)
+            t1 = Add(x, mask)  y = Identity(t1)
+        }""",
+        "lean_operands,tidy",
+        ["Shape", "Squeeze", "Range", "Unsqueeze", "Sub", "Greater", "Where", "Add"],
+        weights=numbers(zero=0, one=1, two=2, ones=[1], ax=[0], ax2=[1, 3])
+        | {"f0": np.array(0, np.float32), "low": np.array(-3, np.float32)},
+        sizes=SMALL,
+    )
+
+
+def test_a_limit_that_is_repeated() -> None:
+    check(
+        """g (int64[n, m] x) => (int64[n, m] y) {
+            s = Shape(x)  e = Expand(most, s)  a = Min(x, e)  f = Expand(least, s)  b = Max(f, a)
+            y = Identity(b)
+        }""",
+        "lean_operands", ["Min", "Max", "Identity"], weights=numbers(most=2, least=[-1]), sizes=SMALL,
+    )  # fmt: skip
+
+
+def test_numbers_that_are_computed_from_repeated_ones_stay() -> None:
+    """What is computed for every element anyhow gains nothing from being computed once more."""
+    text = """g (float[n, m, 4] x, float[1, 1, 4] w) => (float[n, m, 4] y, float[n, m, 4] z) {
+            s = Shape(x)  e = Expand(w, s)  d = Sub(e, x)  a = Mul(d, x)  y = Identity(a)  z = Relu(d)
+        }"""
+    check(text, "lean_operands", ["Sub", "Mul", "Identity", "Relu"], sizes=SMALL)
+
+
 def test_one_row_of_a_table() -> None:
     check(
         """g (float[n, m, 4] x, int64[n, m] i) => (float[n, m, 4] y) {

@@ -494,3 +494,23 @@ def test_outputs_of_the_model_keep_their_names() -> None:
     }"""
     after = check(text, "tidy", ["Relu", "Identity", "Identity"])
     assert [o.name for o in after.graph.output] == ["a", "b", "c"]
+
+
+def test_axes_that_come_and_go_around_symbolic_ones() -> None:
+    """The target of one Reshape could not be written down: 0 and -1 together do not fit an empty tensor."""
+    check(
+        """g (float[n, m] x) => (float[n, 1, 1, m] y) {
+            i = Constant<value_ints=[1, 2, 4]>()  s = Constant<value_ints=[0, 1, 1, 0]>()
+            a = Unsqueeze(x, i)  y = Reshape(a, s) }""",
+        "view_chain",
+        ["Unsqueeze"],
+        sizes=({"n": 2, "m": 3}, {"n": 1, "m": 1}, {"n": 0, "m": 2}),
+    )
+
+
+def test_an_axis_that_is_cut_stays_cut() -> None:
+    """What comes in between is no axis of size 1."""
+    text = """g (float[n, m] x) => (float[n, 2, 1, k] y) {
+            i = Constant<value_ints=[1, 2, 4]>()  s = Constant<value_ints=[0, 2, 1, -1]>()
+            a = Unsqueeze(x, i)  y = Reshape(a, s) }"""
+    check(text, "view_chain", ["Reshape"], sizes=({"n": 2, "m": 6}, {"n": 1, "m": 2}))

@@ -53,6 +53,7 @@ from onnxlathe_passes.pad import PadInto
 from onnxlathe_passes.pad_chain import PadChain
 from onnxlathe_passes.pointwise_conv import PointwiseConv
 from onnxlathe_passes.precision import Precision
+from onnxlathe_passes.prepended import PrependedConstant
 from onnxlathe_passes.projections import MergeProjections
 from onnxlathe_passes.reciprocal import Reciprocal
 from onnxlathe_passes.reductions import NoopReduce, ReduceChain, ReduceKeepdims
@@ -152,6 +153,7 @@ PASSES: list[type[Pass]] = [
     MoveChain,
     PointwiseConv,
     ReshapeTarget,
+    PrependedConstant,
     CountingGather,
     LeanOperands,
     FoldScale,

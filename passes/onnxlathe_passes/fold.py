@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.infer import constant, dims_of, known
+from onnxlathe.infer import constant, dims_of, infer_node, known
 from onnxlathe.model import Model
 from onnxlathe.rewrite import (
     Bytes,
@@ -128,6 +128,9 @@ class _Folder:
             return 0
         inputs = sum(v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None)
         sizes = [_nbytes(output) for output in node.outputs]
+        if None in sizes:  # what it depends on may have become constant just now
+            infer_node(node, self.opset)
+            sizes = [_nbytes(output) for output in node.outputs]
         total = sum(size for size in sizes if size is not None)
         if None in sizes and (node.op_type in GROWING or inputs > _SMALL):
             return 0

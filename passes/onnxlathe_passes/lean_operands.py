@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.infer import constant, dims_of
+from onnxlathe.infer import constant, dims_of, infer_node
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
-from onnxlathe_passes.conditions import producer, same_shape
+from onnxlathe_passes.conditions import producer, rank, same_shape
 from onnxlathe_passes.coordinates import Counters
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
-from onnxlathe_passes.views import unsqueeze
+from onnxlathe_passes.views import axes_of, unsqueeze
 from onnxlathe_passes.weights import derived, tensor_of
 
 _DEEP = 8
@@ -25,7 +25,9 @@ _ELEMENTWISE = frozenset(
         *("Equal", "GreaterOrEqual", "Greater", "LessOrEqual", "Less"),
     }
 )
-_ROOTS = frozenset({"Add", "Sub", "Mul", "Div"})
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul"})
+"""Followed for integers: positions that are compared. What is computed with numbers is no mask."""
+_ROOTS = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
 
 
 class LeanOperands(Pass):
@@ -147,13 +149,38 @@ class _Leaner:
         counter = self.counter(value, op)
         if counter is not None:
             return counter
-        if node.op_type in _ELEMENTWISE:
+        if node.op_type == "Unsqueeze":
+            inner = self.smaller(first, op, depth + 1)
+            return value if inner is first else self.with_units(op, inner, value)
+        counts = node.op_type in _ARITHMETIC and value.dtype == ir.DataType.INT64
+        if node.op_type in _ELEMENTWISE or counts:
             inputs = [v if v is None else self.smaller(v, op, depth + 1) for v in node.inputs]
             if any(a is not b for a, b in zip(inputs, node.inputs, strict=True)):
-                made: ir.Value = op.node(node.op_type, inputs, dict(node.attributes)).outputs[0]
-                made.type = value.type
-                return made
+                made = op.node(node.op_type, inputs, dict(node.attributes))
+                infer_node(made, self.opset)
+                return made.outputs[0]
         return value
+
+    def with_units(self, op: Builder, inner: ir.Value, value: ir.Value) -> ir.Value:
+        """What an Unsqueeze makes of a smaller operand; axes in front of all others are not needed."""
+        node = value.producer()
+        axes = axes_of(node, self.opset) if node is not None else None
+        left, after = rank(inner), rank(value)
+        if axes is None or left is None or after is None:
+            return value
+        added, axis = [], after
+        while left:
+            axis -= 1
+            if axis in axes:
+                added.append(axis - after)
+            else:
+                left -= 1
+        if not added:
+            return inner
+        whole = (rank(inner) or 0) + len(added)
+        made = unsqueeze(op, inner, [axis + whole for axis in sorted(added)])
+        infer_node(op.nodes[-1], self.opset)
+        return made
 
     def counter(self, value: ir.Value, op: Builder) -> ir.Value | None:
         """The range that a value repeats, where it was computed from one in a roundabout way."""

@@ -142,6 +142,9 @@ class ViewChain(NodeRule):
             target = _own_target(x, node, op.opset)
         if target:
             return op.Reshape(x, int64(target))
+        added = _units_between(x, y)
+        if added is not None:
+            return unsqueeze(op, x, added)
         if node.op_type == "Reshape" and _copies_nothing(node, op.opset):
             return op.Reshape(x, node.inputs[1])
         return None
@@ -171,6 +174,22 @@ def _spelled(x: ir.Value, y: ir.Value, chain: Sequence[ir.Node]) -> list[int] | 
     if -1 in target and 0 in target and not any(_infers(node) for node in chain):
         return None
     return target
+
+
+def _units_between(x: ir.Value, y: ir.Value) -> list[int] | None:
+    """The axes of size 1 that y has more than x, if that is all."""
+    before, after = dims_of(x), dims_of(y)
+    if before is None or after is None or None in before or len(after) <= len(before):
+        return None
+    axes, left = [], list(before)
+    for axis, size in enumerate(after):
+        if left and size == left[0]:
+            left.pop(0)
+        elif size == 1:
+            axes.append(axis)
+        else:
+            return None
+    return None if left else axes
 
 
 def _infers(node: ir.Node) -> bool:
