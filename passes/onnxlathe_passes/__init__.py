@@ -34,6 +34,7 @@ from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
 from onnxlathe_passes.identity import Dropout, Identity
 from onnxlathe_passes.joint_norms import JointNorms
 from onnxlathe_passes.layernorm import LayerNorm
+from onnxlathe_passes.lean_constants import LeanConstants
 from onnxlathe_passes.lean_operands import LeanOperands
 from onnxlathe_passes.legalize import Legalize
 from onnxlathe_passes.mish import Mish
@@ -81,6 +82,7 @@ from onnxlathe_passes.uneven_split import UnevenSplit
 from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
 from onnxlathe_passes.where_sizes import WhereSizes
+from onnxlathe_passes.written_block import WrittenBlock
 from onnxlathe_passes.zero_states import ZeroState
 
 PASSES: list[type[Pass]] = [
@@ -122,6 +124,7 @@ PASSES: list[type[Pass]] = [
     ZeroState,
     Dedup,
     CommonSubexpressions,
+    LeanConstants,
     Dead,
     Steady,
     PadInto,
@@ -155,6 +158,7 @@ PASSES: list[type[Pass]] = [
     ReshapeTarget,
     PrependedConstant,
     CountingGather,
+    WrittenBlock,
     LeanOperands,
     FoldScale,
     TwoFactors,

@@ -56,6 +56,20 @@ def used_once(value: ir.Value) -> bool:
     return made_by is None or next(iter(uses)).node.graph is made_by.graph
 
 
+def dying(node: ir.Node) -> list[ir.Node]:
+    """The nodes that nobody needs when a node is gone, itself included."""
+    gone, work = [node], [node]
+    while work:
+        for value in work.pop().inputs:
+            above = value.producer() if value is not None else None
+            if above is None or above in gone or any(o.is_graph_output() for o in above.outputs):
+                continue
+            if all(user in gone for output in above.outputs for user in output.consumers()):
+                gone.append(above)
+                work.append(above)
+    return gone
+
+
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     """The node that computes the value, if it is one of these standard operators."""
     node = value.producer() if value is not None else None

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dims, Expr, constant, dims_of, known, lower
 from onnxlathe.rewrite import attribute, is_constant
-from onnxlathe_passes.conditions import from_front, numbers, operand, uniform
+from onnxlathe_passes.conditions import Array, from_front, numbers, operand, uniform
 from onnxlathe_passes.noop_views import permutation
 
 _READ = 1 << 16
@@ -169,7 +169,12 @@ def _given(value: ir.Value, dims: Dims) -> Parts | None:
     if not is_constant(value):
         return None
     array = constant(value, max_bytes=_READ)
-    if array is None or not array.size or array.dtype.kind not in "iu":
+    return None if array is None else counted(array)
+
+
+def counted(array: Array) -> Parts | None:
+    """Base and slopes of an array of integers, if its entries are affine expressions of their position."""
+    if not array.size or array.dtype.kind not in "iu":
         return None
     base = int(array.reshape(-1)[0])
     slope = []

@@ -10,10 +10,7 @@ from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import Builder, NodeRule, attribute, require
 from onnxlathe_passes.conditions import from_front, producer
 from onnxlathe_passes.coordinates import Counters
-from onnxlathe_passes.regroup import reshaped
-from onnxlathe_passes.views import unsqueeze
-
-_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+from onnxlathe_passes.regroup import viewed
 
 
 class CountingGather(NodeRule):
@@ -66,7 +63,7 @@ class CountingGather(NodeRule):
         for size in indices.dims:
             count = count * size
         require(before[axis[0]] == count, "it does not take all of the axis")
-        return _viewed(op, x, after)
+        return viewed(op, x, after)
 
     def taken(self, op: Builder, x: ir.Value, joined: ir.Node, before: Dims, after: Dims) -> Any:
         """A GatherND whose coordinates are the positions along axes of its result."""
@@ -87,30 +84,4 @@ class CountingGather(NodeRule):
         positions = after[: len(after) - (len(before) - len(joined.inputs))]
         others = [size for axis, size in enumerate(positions) if axis not in ways]
         require(all(size == 1 for size in others), "it repeats what it takes")
-        return _viewed(op, x, after)
-
-
-def _viewed(op: Builder, x: ir.Value, after: Dims) -> ir.Value:
-    """`x` in another shape, told from what it was before other views."""
-    made = producer(x, *_VIEWS)
-    while made is not None and made.inputs[0] is not None and dims_of(made.inputs[0]) is not None:
-        x = made.inputs[0]
-        made = producer(x, *_VIEWS)
-    before = dims_of(x) or ()
-    if before == after:
-        return x
-    added = _added(before, after)
-    return unsqueeze(op, x, added) if added is not None else reshaped(op, x, after)
-
-
-def _added(before: Dims, after: Dims) -> list[int] | None:
-    """Where axes of size 1 come in, if that is all that `after` has more than `before`."""
-    added, place = [], 0
-    for axis, size in enumerate(after):
-        if place < len(before) and size == before[place]:
-            place += 1
-        elif size == 1:
-            added.append(axis)
-        else:
-            return None
-    return added if place == len(before) else None
+        return viewed(op, x, after)

@@ -9,7 +9,10 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import Builder, reject
-from onnxlathe_passes.conditions import int64
+from onnxlathe_passes.conditions import int64, producer
+from onnxlathe_passes.views import unsqueeze
+
+_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def groups(fine: Dims, coarse: Dims) -> list[range] | None:
@@ -83,6 +86,36 @@ def reshaped(op: Builder, x: ir.Value, after: Dims, before: Dims | None = None) 
         reject(f"the new shape of {x.name} cannot be written down")
     made: ir.Value = op.Reshape(x, int64(written))
     return made
+
+
+def viewed(op: Builder, x: ir.Value, after: Dims) -> ir.Value:
+    """`x` in another shape, told from what it was before other views; an Unsqueeze where one will do.
+
+    Raises:
+        NoMatch: as `reshaped` does.
+    """
+    made = producer(x, *_VIEWS)
+    while made is not None and made.inputs[0] is not None and dims_of(made.inputs[0]) is not None:
+        x = made.inputs[0]
+        made = producer(x, *_VIEWS)
+    before = dims_of(x) or ()
+    if before == after:
+        return x
+    added = _added(before, after)
+    return unsqueeze(op, x, added) if added is not None else reshaped(op, x, after)
+
+
+def _added(before: Dims, after: Dims) -> list[int] | None:
+    """Where axes of size 1 come in, if that is all that `after` has more than `before`."""
+    added, place = [], 0
+    for axis, size in enumerate(after):
+        if place < len(before) and size == before[place]:
+            place += 1
+        elif size == 1:
+            added.append(axis)
+        else:
+            return None
+    return added if place == len(before) else None
 
 
 def split(op: Builder, x: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:

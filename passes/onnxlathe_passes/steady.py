@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxlathe.infer import Dim, Dims, dims_of, known
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, is_constant, remove_unused
-from onnxlathe_passes.conditions import Array, small_constant
+from onnxlathe_passes.conditions import Array, dying, small_constant
 from onnxlathe_passes.evaluate import evaluate
 from onnxlathe_passes.insert import graphs_with_weights, insert
 
@@ -94,7 +94,7 @@ class Steady(Pass):
         lean = all(isinstance(d, int) for d in dims) or all(
             _covered(user, value) for user in value.consumers()
         )
-        gain = len(search.dying(node))
+        gain = len(dying(node))
         if not lean:
             first, last = _runs_of_symbols(dims)
             source = search.source(dims[first:last]) if first is not None else None
@@ -114,7 +114,7 @@ class Steady(Pass):
             new = constant
         if not context.permit(self.name):
             return 0
-        before = [node, *search.dying(node)]
+        before = [node, *dying(node)]
         insert(op, node, context)
         if lean:
             assert node.graph is not None
@@ -193,19 +193,6 @@ class _Search:
         for value in self.found:
             if any(o not in self.found for user in value.consumers() for o in user.outputs):
                 yield value
-
-    def dying(self, node: ir.Node) -> list[ir.Node]:
-        """The nodes that nobody needs when a node is gone, itself included."""
-        gone, work = [node], [node]
-        while work:
-            for value in work.pop().inputs:
-                above = value.producer() if value is not None else None
-                if above is None or above in gone or any(o.is_graph_output() for o in above.outputs):
-                    continue
-                if all(user in gone for output in above.outputs for user in output.consumers()):
-                    gone.append(above)
-                    work.append(above)
-        return gone
 
     def source(self, dims: Dims) -> tuple[ir.Value, int] | None:
         """An input of the graph that has some dimensions in a row, and where."""
