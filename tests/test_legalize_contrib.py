@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from legalize_helpers import same_as_before, single
+from legalize_helpers import agree, in_runtime, legalized, same_as_before, single
 
 F, I32, I64, U8, I8 = 1, 6, 7, 2, 3
 RNG = np.random.default_rng(11)
@@ -123,27 +123,13 @@ def test_quantized_gemm_by_columns(rows: int, quantized: bool) -> None:
     check("QGemm", feeds, [U8 if quantized else F], tuple(constants), transB=1, alpha=0.5)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_matmul_n_bits(bits: int) -> None:
-    depth, width, block = 64, 3, 32
-    blocks, blob = depth // block, block * bits // 8
-    feeds = {
-        "x": f32(2, depth),
-        "b": RNG.integers(0, 256, (width, blocks, blob)).astype(np.uint8),
-        "s": np.abs(f32(width * blocks)) + 0.1,
-        "z": RNG.integers(0, 256, (width * (blocks * bits // 8 or 1),)).astype(np.uint8),
-    }
-    check(
-        "MatMulNBits", feeds, [F], ("b", "s", "z"), atol=2e-3, K=depth, N=width, bits=bits, block_size=block
-    )
-
-
-@pytest.mark.parametrize("mask", [None, "lengths", "raw"])
+@pytest.mark.parametrize("mask", [None, "lengths", "ends and starts", "raw"])
 @pytest.mark.parametrize("causal", [0, 1])
 def test_attention(mask: str | None, causal: int) -> None:
     masks = {
         None: None,
         "lengths": np.array([4, 2], np.int32),
+        "ends and starts": np.array([4, 4, 0, 2], np.int32),
         "raw": np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.int32),
     }
     feeds = {"x": f32(2, 4, 8), "w": f32(8, 24), "b": f32(24), "m": masks[mask]}
@@ -161,6 +147,33 @@ def test_multi_head_attention(biased: bool) -> None:
     check("MultiHeadAttention", feeds, [F], num_heads=2)
     feeds |= {"m": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], np.int32)}
     check("MultiHeadAttention", feeds, [F], num_heads=2)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 3), (1, 5)])
+def test_multi_head_attention_of_packed_operands(batch: int, length: int) -> None:
+    """ONNX Runtime's kernel for CPUs takes them apart only: the same numbers, packed here and not there."""
+    query, key, value = (f32(batch, length, 2, 4) for _ in range(3))
+    flat = {n: x.reshape(batch, length, 8) for n, x in (("q", query), ("k", key), ("v", value))}
+    expected = in_runtime(single("MultiHeadAttention", flat, [F], domain=MS, num_heads=2), flat)
+    packed = {"q": np.stack([query, key, value], axis=3)}
+    halves = {"q": flat["q"], "k": np.stack([key, value], axis=3)}
+    for feeds in (packed, halves):
+        after, _ = legalized(
+            single("MultiHeadAttention", feeds, [F], domain=MS, num_heads=2), ["MultiHeadAttention"]
+        )
+        agree(in_runtime(after, feeds), expected, 1e-4, 2e-5)
+
+
+def test_multi_head_attention_of_given_heads() -> None:
+    """Keys and values of another model's cache, which have their heads apart."""
+    feeds = {"q": f32(2, 3, 8), "k": f32(2, 2, 5, 4), "v": f32(2, 2, 5, 4), "b": f32(24)}
+    check("MultiHeadAttention", feeds, [F], num_heads=2)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_rotary_embedding_from_an_offset(length: int) -> None:
+    feeds = {"x": f32(2, length, 16), "p": np.array([3], np.int64), "c": f32(10, 4), "s": f32(10, 4)}
+    check("RotaryEmbedding", feeds, [F])
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from onnxlathe.rewrite import require
 from onnxlathe_passes.legalize.draft import (
     Draft,
-    contents,
     element_type,
     given,
     lowers,
@@ -106,9 +105,10 @@ def bias_split_gelu(op: Draft, node: ir.Node) -> ir.Value:
     return result
 
 
-def _normalized(
+def normalized(
     op: Draft, x: ir.Value, scale: ir.Value, bias: ir.Value | None, epsilon: float, centered: bool
 ) -> ir.Value:
+    """Normalization over the last axis, computed in float32 where `x` is in half precision."""
     dtype = element_type(x)
     wide = op.cast(x, T.FLOAT) if dtype in (T.FLOAT16, T.BFLOAT16) else x
     if centered:
@@ -131,7 +131,7 @@ def skip_layer_normalization(op: Draft, node: ir.Node) -> Sequence[ir.Value | No
     total = op.Add(x, skip)
     if bias is not None:
         total = op.Add(total, bias)
-    result = _normalized(op, total, scale, beta, float(_attribute(node, "epsilon", 1e-12)), not simplified)
+    result = normalized(op, total, scale, beta, float(_attribute(node, "epsilon", 1e-12)), not simplified)
     return [result, None, None, total if wanted(node, 3) else None]
 
 
@@ -141,7 +141,7 @@ def simplified_layer_normalization(op: Draft, node: ir.Node) -> ir.Value:
     x = given(node, 0)
     axis = int(_attribute(node, "axis", -1))
     require(axis in (-1, rank_of(x) - 1) and not wanted(node, 1), "over several axes, or with statistics")
-    return _normalized(op, x, given(node, 1), None, float(_attribute(node, "epsilon", 1e-5)), False)
+    return normalized(op, x, given(node, 1), None, float(_attribute(node, "epsilon", 1e-5)), False)
 
 
 @lowers(f"{_MS}::EmbedLayerNormalization")
@@ -165,7 +165,7 @@ def embed_layer_normalization(op: Draft, node: ir.Node) -> Sequence[ir.Value | N
         total = op.Add(total, op.Gather(position, places, axis=0))
     if segments is not None and segment is not None:
         total = op.Add(total, op.Gather(segment, segments, axis=0))
-    result = _normalized(op, total, gamma, beta, float(_attribute(node, "epsilon", 1e-12)), True)
+    result = normalized(op, total, gamma, beta, float(_attribute(node, "epsilon", 1e-12)), True)
     lengths = None
     if wanted(node, 1):
         if mask is None:
@@ -332,38 +332,5 @@ def dynamic_quantize_matmul(op: Draft, node: ir.Node) -> ir.Value:
     levels, scale, zero = dynamic_levels(op, a)
     product = op.MatMul(_real(op, levels, scale, zero), _real(op, b, b_scale, operand(node, 3)))
     bias = operand(node, 4)
-    result: ir.Value = product if bias is None else op.Add(product, bias)
-    return result
-
-
-@lowers(f"{_MS}::MatMulNBits")
-def matmul_n_bits(op: Draft, node: ir.Node) -> ir.Value:
-    """A MatMul with constant weights of a few bits, which are unpacked now."""
-    x, packed = given(node, 0), contents(given(node, 1))
-    scales = contents(given(node, 2)).astype(np.float32)
-    depth, width = int(_attribute(node, "K", 0)), int(_attribute(node, "N", 0))
-    bits, block = int(_attribute(node, "bits", 4)), int(_attribute(node, "block_size", 32))
-    require(bits in (2, 4, 8) and operand(node, 4) is None, "its packing is not known here")
-    blocks = -(-depth // block)
-
-    def unpacked(array: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-        per_byte = 8 // bits
-        flat = array.reshape(array.shape[0], -1)
-        shifts = np.arange(per_byte, dtype=np.uint8) * bits
-        values = (flat[:, :, None] >> shifts) & ((1 << bits) - 1)
-        return np.asarray(values.reshape(array.shape[0], -1)[:, :count].astype(np.float32))
-
-    levels = unpacked(packed.reshape(width, -1), blocks * block).reshape(width, blocks, block)
-    zeros = operand(node, 3)
-    if zeros is None:
-        point = np.full((width, blocks), float(1 << (bits - 1)), dtype=np.float32)
-    elif contents(zeros).dtype == np.uint8:
-        point = unpacked(contents(zeros).reshape(width, -1), blocks)
-    else:
-        point = contents(zeros).astype(np.float32).reshape(width, blocks)
-    weights = (levels - point[:, :, None]) * scales.reshape(width, blocks, 1)
-    matrix = weights.reshape(width, -1)[:, :depth].T
-    product: ir.Value = op.MatMul(x, op.like(np.ascontiguousarray(matrix), x))
-    bias = operand(node, 5)
     result: ir.Value = product if bias is None else op.Add(product, bias)
     return result

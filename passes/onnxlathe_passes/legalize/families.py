@@ -4,6 +4,8 @@ from onnxlathe_passes.legalize import (  # noqa: F401
     bitwise,
     contrib,
     contrib_attention,
+    contrib_grouped,
+    contrib_weights,
     control,
     detection,
     elementwise,

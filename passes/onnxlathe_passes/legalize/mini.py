@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import known
-from onnxlathe.rewrite import Names, replace_value, subgraphs
+from onnxlathe.rewrite import Names, drop_initializer, replace_value, subgraphs
 from onnxlathe_passes.legalize.draft import Draft, Lowering
 
 _KNOWN_TYPES = (int, float, bool, np.generic)
@@ -158,9 +158,7 @@ def install(
         identity = replace_value(old, replacement, names)
         if identity is not None:
             made.append(identity)
-    for index in range(len(node.inputs)):
-        node.replace_input_with(index, None)
-    graph.remove(node)
+    _leave(graph, node)
     return made
 
 
@@ -217,10 +215,19 @@ def splice(model: ir.Model, node: ir.Node, names: Names) -> list[ir.Node]:
         identity = replace_value(old, replacement, names)
         if identity is not None:
             made.append(identity)
+    _leave(host, node)
+    return made
+
+
+def _leave(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a node that nothing uses any more, and the weights that only it used."""
+    inputs = [v for v in dict.fromkeys(node.inputs) if v is not None]
     for index in range(len(node.inputs)):
         node.replace_input_with(index, None)
-    host.remove(node)
-    return made
+    graph.remove(node)
+    for value in inputs:
+        if value.is_initializer() and not value.uses():
+            drop_initializer(value)
 
 
 def captured(node: ir.Node) -> list[ir.Value]:

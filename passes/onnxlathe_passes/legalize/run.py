@@ -18,6 +18,7 @@ from onnxlathe.rewrite import Context, Names, NoMatch, graphs_of, remove_unused,
 from onnxlathe_passes.legalize import Legalize, families  # noqa: F401 - registers the lowerings
 from onnxlathe_passes.legalize.bounded import bounded
 from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
+from onnxlathe_passes.legalize.contrib_weights import BLOCKED
 from onnxlathe_passes.legalize.control import unrolled_loop
 from onnxlathe_passes.legalize.interface import bind, parse_values
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, known_good
@@ -32,9 +33,11 @@ from onnxlathe_passes.sequences import Sequences
 WRITTEN_FOR = 18
 """Our lowerings use operators as they are since this version of the operator set."""
 
+BY_BLOCKS = frozenset({"MatMulNBits"})
+"""Operators (com.microsoft) whose weights stay integers where DequantizeLinear has blocks."""
+
 _FEW_NODES = 80
 _FEW_BYTES = 16 << 20
-_ROUNDS = 8
 
 FALLBACK = 21
 """Version for a model that has none of the standard operators."""
@@ -79,8 +82,9 @@ class Legalizing:
             return self.changes
         if "" not in model.ir.graph.opset_imports:  # a model of contrib operators only
             model.ir.graph.opset_imports[""] = FALLBACK
-        if 0 < model.opset < WRITTEN_FOR:
-            raised = Opset(version=WRITTEN_FOR).run(model, context)
+        least = BLOCKED if any(node.op_type in BY_BLOCKS for node in model.nodes()) else WRITTEN_FOR
+        if 0 < model.opset < least:
+            raised = Opset(version=least).run(model, context)
             if raised:
                 context.note(f"operator set {model.opset}, which the rewrites are written in")
             self.changes += raised
@@ -102,9 +106,10 @@ class Legalizing:
         self._carry(NEVER, model)
         ruling = self._settle()
         if not ruling.accepted:
+            nodes = list(self.model.graph)
             near = frozenset(
                 v.dtype
-                for n in self._refused(ruling)
+                for n in [nodes[i] for i in ruling.culprits if i < len(nodes)] or nodes
                 for v in (*n.inputs, *n.outputs)
                 if v is not None and v.dtype
             )
@@ -191,11 +196,9 @@ class Legalizing:
             return ruling
         tried: set[ir.Node] = set()
         ruling = self._ask()
-        for _ in range(_ROUNDS):
-            if ruling.accepted:
-                break
-            nodes = list(self.model.graph)
-            culprits = [nodes[i] for i in ruling.culprits if i < len(nodes) and nodes[i] not in tried]
+        while not ruling.accepted:
+            named = self.solver.refused(self.model.ir, ruling) if ruling.culprits else []
+            culprits = [node for node in named if node not in tried]
             tried.update(culprits)
             names = Names(self.model.ir)
             progress = [
@@ -210,10 +213,6 @@ class Legalizing:
                 break
             ruling = self._ask()
         return ruling
-
-    def _refused(self, ruling: Ruling) -> list[ir.Node]:
-        nodes = list(self.model.graph)
-        return [nodes[i] for i in ruling.culprits if i < len(nodes)] or nodes
 
     def _unwrap(self) -> None:
         """What an Optional wraps and OptionalGetElement takes out again needs neither."""

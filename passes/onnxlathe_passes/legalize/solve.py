@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,10 @@ from onnxlathe_passes.legalize.draft import LOWERINGS
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling
 
 _DEPTH = 4  # rewrites of what rewrites made
-_ROUNDS = 12
+_ROUNDS = 100  # each of which changes something
+_FEW_FLOATS = 64  # bytes of floats
+_FEW = 1 << 12  # bytes of other numbers: what is larger is a weight, and does not decide what a node becomes
+_BUILT = 16 << 20  # bytes of weights with which an engine of one node is quickly built
 
 
 @dataclass
@@ -37,7 +41,9 @@ class Solver:
     changed: Callable[[ir.Node, list[ir.Node], str], None] = lambda *_: None
     unsolved: dict[str, str] = field(default_factory=dict)
     solved: dict[Any, tuple[str, ir.Model]] = field(default_factory=dict)
+    recipes: dict[Any, str] = field(default_factory=dict)
     dead_ends: dict[Any, int] = field(default_factory=dict)
+    taken: dict[bytes, bool] = field(default_factory=dict)
 
     def settle(
         self, model: ir.Model, depth: int = _DEPTH, expect: Expectation | None = None, *, top: bool = False
@@ -55,12 +61,13 @@ class Solver:
         """
         names = Names(model)
         tried: set[ir.Node] = set()
-        ruling = self.judge.judge(model, expect)
+        build = _weights(model) <= _BUILT
+        ruling = self.judge.judge(model, expect, build=build)
         for _ in range(_ROUNDS):
             if ruling.accepted or (ruling.fatal and len(model.graph) > 1):
                 break
             progress = False
-            for node in self._culprits(model, ruling):
+            for node in self.refused(model, ruling):
                 if node in tried or node.graph is None:
                     continue
                 tried.add(node)
@@ -68,15 +75,34 @@ class Solver:
                     progress = True
             if not progress:
                 break
-            ruling = self.judge.judge(model, expect)
+            ruling = self.judge.judge(model, expect, build=build)
         return ruling
 
-    def _culprits(self, model: ir.Model, ruling: Ruling) -> list[ir.Node]:
+    def refused(self, model: ir.Model, ruling: Ruling) -> list[ir.Node]:
+        """The nodes of the main graph that the target refuses, as far as it says or can be asked.
+
+        A parser that has an importer for an operator outside of ONNX stops where that fails first; the others of
+        its kind are asked about.
+        """
         nodes = list(model.graph)
         if len(nodes) == 1:
             return nodes
         named = [nodes[i] for i in ruling.culprits if i < len(nodes)]
-        return named or [node for node in nodes if not self.judge.judge(self.cut(node, model)).accepted]
+        if not named:
+            return [node for node in nodes if not self._takes(node, model)]
+        kinds = {(node.domain, node.op_type) for node in named if node.domain}
+        alike = [n for n in nodes if (n.domain, n.op_type) in kinds and n not in named]
+        return [*named, *(n for n in alike if not self._takes(n, model))]
+
+    def _takes(self, node: ir.Node, model: ir.Model) -> bool:
+        """Whether the target accepts a node alone."""
+        piece = self.cut(node, model)
+        key, _ = signature(piece)
+        known = self.taken.get(key)
+        if known is None:
+            known = self.judge.judge(piece, build=_weights(piece) <= _BUILT).accepted
+            self.taken[key] = known
+        return known
 
     def cut(self, node: ir.Node, model: ir.Model) -> ir.Model:
         """A model of the node alone."""
@@ -114,15 +140,25 @@ class Solver:
             node, model, names, depth, expect, top, message
         ):
             return True
-        key = (ir.to_proto(piece).SerializeToString(), repr(said))
+        digest, complete = signature(piece)
+        key = (digest, repr(said))
         if key in self.solved:
             how, solution = self.solved[key]
             return self._put(solution.clone(), node, names, top, how)
+        if key in self.recipes:  # what served the same operator with other weights serves here
+            for how, candidate in self._candidates(piece):
+                if how == self.recipes[key]:
+                    return self._put(candidate, node, names, top, how)
         if self.dead_ends.get(key, -1) < depth:
             for how, candidate in self._candidates(piece):
-                if self.settle(candidate, depth - 1, said).accepted:
+                count = len(candidate.graph)
+                if not self.settle(candidate, depth - 1, said).accepted:
+                    continue
+                if complete:
                     self.solved[key] = how, candidate.clone()
-                    return self._put(candidate, node, names, top, how)
+                elif len(candidate.graph) == count:
+                    self.recipes[key] = how
+                return self._put(candidate, node, names, top, how)
             self.dead_ends[key] = depth
         if top:
             self.unsolved[node.name or node.op_type] = message
@@ -174,6 +210,32 @@ class Solver:
             yield "function body", tidied(expanded(piece, node))
         except NoMatch:
             return
+
+
+def signature(piece: ir.Model) -> tuple[bytes, bool]:
+    """What a node is, to be recognized by; and whether that is all there is to it.
+
+    Of large weights it has type and shape: layers of a language model differ in nothing else.
+    """
+    graph = piece.graph
+    digest, complete = hashlib.sha256(repr(sorted(graph.opset_imports.items())).encode()), True
+    for node in graph:
+        digest.update(ir.to_proto(node).SerializeToString())
+    for value in (*graph.inputs, *graph.outputs):
+        digest.update(repr((value.name, value.type, value.shape)).encode())
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        digest.update(repr((value.name, tensor.dtype, tensor.shape)).encode())
+        if tensor.nbytes > (_FEW_FLOATS if tensor.dtype.is_floating_point() else _FEW):
+            complete = False
+        else:
+            digest.update(ir.to_proto(tensor).SerializeToString())
+    return digest.digest(), complete
+
+
+def _weights(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def tidied(model: ir.Model) -> ir.Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxlathe.infer.context import NodeContext, broadcast, rule
-from onnxlathe.infer.dims import DimLike, Dims, floor_div
+from onnxlathe.infer.dims import Dim, DimLike, Dims, floor_div, maximum
 from onnxlathe.infer.ops_nn import conv, gemm, matmul_dims
 
 MICROSOFT = "com.microsoft"
@@ -110,8 +110,36 @@ def multi_head_attention(n: NodeContext) -> None:
 
 @rule("GroupQueryAttention", domain=MICROSOFT)
 def group_query_attention(n: NodeContext) -> None:
-    """The query's shape where key and value are not packed into it."""
-    n.out(0, n.dtype(0), n.dims(0) if n.has(1) else None)
+    """``(B, S, heads*size)``; keys and values ``(B, groups, length of the cache, size)``."""
+    query, past = n.dims(0), n.dims(3)
+    heads, groups = n.attr("num_heads"), n.attr("kv_num_heads")
+    if query is None or len(query) != 3 or not heads or not groups:
+        n.out(0, n.dtype(0))
+        return
+    parts = heads if n.has(1) else heads + 2 * groups
+    size = None if query[2] is None else floor_div(query[2], parts)
+    n.out(0, n.dtype(0), (query[0], query[1], None if size is None else size * heads))
+    length: DimLike = query[1]
+    if n.has(3):
+        total = n.scalar(6)
+        known = isinstance(total, int | Dim) and past is not None and past[2] is not None
+        length = maximum(total, past[2]) if known and past is not None else None  # type: ignore[arg-type]
+    for output in (1, 2):
+        n.out(output, n.dtype(3) if n.has(3) else n.dtype(0), (query[0], groups, length, size))
+
+
+@rule("GatherBlockQuantized", domain=MICROSOFT)
+def gather_block_quantized(n: NodeContext) -> None:
+    """Rows of the table, whose bytes may hold several numbers each."""
+    table, places = n.dims(0), n.dims(1)
+    packed = n.dtype(0) == ir.DataType.UINT8
+    if table is None or places is None or len(table) != 2 or n.attr("gather_axis", 0) not in (0, -2):
+        n.out(0, n.dtype(2))
+        return
+    columns = table[1]
+    if packed and isinstance(columns, int):
+        columns = columns * 8 // n.attr("bits", 4)
+    n.out(0, n.dtype(2), (*places, columns))
 
 
 @rule("EmbedLayerNormalization", domain=MICROSOFT)

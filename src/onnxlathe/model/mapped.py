@@ -50,7 +50,7 @@ def save_mapped(model: Model, path: Path) -> None:
     weights += [
         _entry(value, path.with_name(data_name), computed[id(value.const_value)])
         for value in model.graph.initializers.values()
-        if id(value.const_value) in computed and _has_numpy_type(value.const_value)
+        if id(value.const_value) in computed and _has_numpy_type(value.const_value) and value.uses()
     ]
     path.with_name(path.name + WEIGHTS_LIST).write_text(json.dumps(weights), encoding="utf-8")
 
@@ -74,10 +74,15 @@ def _entry(value: ir.Value, path: Path, offset: int) -> dict[str, Any]:
 
 
 def _mappable(model: Model) -> Iterator[ir.Value]:
-    """Initializers of the main graph that lie in a file that is still there under its name."""
+    """Initializers of the main graph that lie in a file that is still there under its name.
+
+    Not those that nothing uses: ONNX Runtime drops them first, and then misses them.
+    """
     there: dict[int, bool] = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
+        if not value.uses() and not value.is_graph_output():
+            continue
         if not isinstance(tensor, FileTensor) or tensor.nbytes < MIN_PAYLOAD or not _has_numpy_type(tensor):
             continue
         if id(tensor.file) not in there:

@@ -216,6 +216,10 @@ def _index_limit(use: Use, bindings: Mapping[str, int]) -> int | None:
             return size_along(node.inputs[2 if place[1] == 0 else 4], 0, bindings)
         case "com.microsoft::RotaryEmbedding", 1:
             return size_along(node.inputs[2], 0, bindings)
+        case "com.microsoft::GroupQueryAttention", 9:
+            return size_along(node.inputs[7], 0, bindings) if len(node.inputs) > 7 else 0
+        case "com.microsoft::GatherBlockQuantized", 1:
+            return size_along(node.inputs[0], 0, bindings)
         case "TensorScatter", 2:
             return 1
         case "MaxUnpool", 1:

@@ -137,6 +137,21 @@ def _lengths(r: Request) -> np.ndarray | None:
     return lengths
 
 
+def _total(r: Request) -> list[int] | None:
+    """How many positions a cache holds after a step: all of it, where it does not grow."""
+    new, past = size_along(r.operand(0), 1, r.bindings), size_along(r.operand(3), 2, r.bindings)
+    if new is None or (past is None and r.operand(3) is not None):
+        return None
+    after = r.node.outputs[1] if len(r.node.outputs) > 1 else None
+    grows = size_along(after, 2, r.bindings) != past
+    return [(past or 0) + (new if grows else 0)] * r.count
+
+
+def _last(r: Request) -> list[int] | None:
+    total = _total(r)
+    return None if total is None else [t - 1 for t in total]
+
+
 _SIZES = _uniform(2, 4)
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
@@ -190,6 +205,8 @@ RECIPES: dict[tuple[str, int], Recipe] = {
     ("HannWindow", 0): _const(8),
     ("HammingWindow", 0): _const(8),
     ("BlackmanWindow", 0): _const(8),
+    ("com.microsoft::GroupQueryAttention", 5): _last,
+    ("com.microsoft::GroupQueryAttention", 6): _total,
 }
 
 _POSITIVE = (0.1, 3.0)
