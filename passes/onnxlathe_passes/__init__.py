@@ -65,6 +65,7 @@ from onnxlathe_passes.rmsnorm import RMSNorm
 from onnxlathe_passes.rolls import Roll
 from onnxlathe_passes.rotary import Rotary
 from onnxlathe_passes.rotate_half import RotateHalf
+from onnxlathe_passes.row_views import RowViews
 from onnxlathe_passes.sequences import Sequences
 from onnxlathe_passes.shapes import Shapes
 from onnxlathe_passes.slice_partition import GatherSlice, SlicePartition
@@ -175,6 +176,7 @@ PASSES: list[type[Pass]] = [
     AttentionLayout,
     GroupedHeads,
     GroupedProjection,
+    RowViews,
     FullRank,
     SplitGather,
     UnevenSplit,

@@ -16,7 +16,7 @@ from onnxlathe_passes.conditions import int64, used_once
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import target
 
-_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 _LONGEST = 8
 
 
@@ -202,7 +202,7 @@ def upwards(value: ir.Value) -> Iterator[tuple[ir.Node, ir.Value]]:
     """The nodes that only move elements before a value, nearest first, each with what it moves."""
     for _ in range(_LONGEST):
         node = value.producer()
-        if node is None or node.domain != "" or node.op_type not in _MOVES or node.inputs[0] is None:
+        if node is None or node.domain != "" or node.op_type not in MOVES or node.inputs[0] is None:
             return
         value = node.inputs[0]
         yield node, value
@@ -225,7 +225,7 @@ def arrangement(chain: Sequence[ir.Node], x: ir.Value, opset: int) -> Arrangemen
 def _goes_on(value: ir.Value) -> bool:
     """Whether nothing but another move needs the value: the chain is looked at from its end."""
     users = value.consumers()
-    return len(users) == 1 and used_once(value) and users[0].domain == "" and users[0].op_type in _MOVES
+    return len(users) == 1 and used_once(value) and users[0].domain == "" and users[0].op_type in MOVES
 
 
 class MoveChain(NodeRule):
@@ -247,7 +247,7 @@ class MoveChain(NodeRule):
     %x
     """
 
-    visits = _MOVES
+    visits = MOVES
 
     def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
         after = dims_of(node.outputs[0])
