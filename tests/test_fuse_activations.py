@@ -119,6 +119,25 @@ def test_gelu_whose_inside_is_used_elsewhere() -> None:
     check(body, "fuse", None, opset=20, weights=constants())
 
 
+@pytest.mark.parametrize("inner", [ERF[0], TANH[0]])
+@pytest.mark.parametrize("first", ["m = Mul(x, half)", "m = Div(x, two)"])
+def test_gelu_whose_half_is_used_elsewhere(inner: str, first: str) -> None:
+    fused(f"{inner}; g = Add(e, one); {first}; z = Mul(m, g); y = Add(z, m)", [first[4:7], "Gelu", "Add"], 20)
+
+
+def test_two_gelus_that_share_what_they_begin_with() -> None:
+    exact = "a = Div(x, r2); e = Erf(a); g = Add(e, one); h = Mul(x, half); u = Mul(h, g)"
+    rough = TANH[1].replace("e = ", "f = ") + "; k = Add(f, one); v = Mul(h, k)"
+    fused(f"{exact}; {rough}; y = Sub(u, v)", ["Gelu", "Gelu", "Sub"], 20)
+    fused(f"{exact}; {rough}; w = Sub(u, v); y = Add(w, x2)", ["Gelu", "Mul", "Gelu", "Sub", "Add"], 20)
+
+
+def test_mish_whose_softplus_is_used_elsewhere() -> None:
+    fused("l = Softplus(x); t = Tanh(l); m = Mul(t, x); y = Add(m, l)", ["Softplus", "Mish", "Add"], 18)
+    fused("e = Exp(x); p = Add(e, one); l = Log(p); y = Mul(l, e)", ["Exp", "Softplus", "Mul"], 13)
+    fused("l = Softplus(x); t = Tanh(l); m = Mul(t, x); y = Add(m, t)", None, 18)
+
+
 def test_gelu_before_its_opset() -> None:
     fused(f"{ERF[0]}; {GATES[0]}", None, 19)
 

@@ -12,6 +12,7 @@ from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.attention_layout import AttentionLayout
 from onnxlathe_passes.batchnorm import ConvBatchNorm
 from onnxlathe_passes.casts import CastChain, NoopCast
+from onnxlathe_passes.causal import CausalAttention
 from onnxlathe_passes.clamps import ClampChain
 from onnxlathe_passes.concats import ConcatChain, ConcatEmpty
 from onnxlathe_passes.constant_chains import OffsetChain, ScaleChain
@@ -38,6 +39,7 @@ from onnxlathe_passes.lean_constants import LeanConstants
 from onnxlathe_passes.lean_operands import LeanOperands
 from onnxlathe_passes.legalize import Legalize
 from onnxlathe_passes.mish import Mish
+from onnxlathe_passes.moved_rows import MovedRows
 from onnxlathe_passes.moves import MoveChain
 from onnxlathe_passes.neutral import Neutral, SingleOperand, WhereChosen
 from onnxlathe_passes.noop_views import (
@@ -52,11 +54,14 @@ from onnxlathe_passes.noop_views import (
 from onnxlathe_passes.opset import Opset
 from onnxlathe_passes.pad import PadInto
 from onnxlathe_passes.pad_chain import PadChain
+from onnxlathe_passes.patch_projection import PatchProjection
 from onnxlathe_passes.pointwise_conv import PointwiseConv
 from onnxlathe_passes.precision import Precision
 from onnxlathe_passes.prepended import PrependedConstant
 from onnxlathe_passes.projections import MergeProjections
 from onnxlathe_passes.reciprocal import Reciprocal
+from onnxlathe_passes.rectifiers import Rectifier
+from onnxlathe_passes.recurrence import Recurrence
 from onnxlathe_passes.reductions import NoopReduce, ReduceChain, ReduceKeepdims
 from onnxlathe_passes.repeated import Idempotent, Involution
 from onnxlathe_passes.reshape_target import ReshapeTarget
@@ -68,13 +73,17 @@ from onnxlathe_passes.rotate_half import RotateHalf
 from onnxlathe_passes.row_views import RowViews
 from onnxlathe_passes.sequences import Sequences
 from onnxlathe_passes.shapes import Shapes
+from onnxlathe_passes.shrink import Shrink
+from onnxlathe_passes.sigmoids import Sigmoid
 from onnxlathe_passes.slice_partition import GatherSlice, SlicePartition
 from onnxlathe_passes.slices import SliceChain
+from onnxlathe_passes.softmax import Softmax
 from onnxlathe_passes.softmax_guard import SoftmaxGuard
 from onnxlathe_passes.softplus import Softplus
 from onnxlathe_passes.space_to_depth import FocusConv, SpaceToDepth
 from onnxlathe_passes.split_gather import SplitGather
 from onnxlathe_passes.split_late import SplitLate
+from onnxlathe_passes.stacks import Restack
 from onnxlathe_passes.steady import Steady
 from onnxlathe_passes.swish import Swish
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
@@ -119,6 +128,7 @@ PASSES: list[type[Pass]] = [
     ConcatEmpty,
     ConcatChain,
     SplitConcat,
+    Restack,
     PadChain,
     ReduceChain,
     WhereSizes,
@@ -127,6 +137,7 @@ PASSES: list[type[Pass]] = [
     CommonSubexpressions,
     LeanConstants,
     Dead,
+    Recurrence,
     Steady,
     PadInto,
     GlobalPool,
@@ -146,6 +157,10 @@ PASSES: list[type[Pass]] = [
     RMSNorm,
     Gelu,
     Softplus,
+    Sigmoid,
+    Softmax,
+    Rectifier,
+    Shrink,
     Mish,
     Swish,
     HardSigmoid,
@@ -164,6 +179,7 @@ PASSES: list[type[Pass]] = [
     FoldScale,
     TwoFactors,
     Roll,
+    MovedRows,
     GatherSlice,
     GatherMoved,
     Unbind,
@@ -173,12 +189,14 @@ PASSES: list[type[Pass]] = [
     MergeProjections,
     JointNorms,
     SplitLate,
+    CausalAttention,
     AttentionLayout,
     GroupedHeads,
     GroupedProjection,
     RowViews,
     FullRank,
     SplitGather,
+    PatchProjection,
     UnevenSplit,
     Precision,
     Attention,

@@ -15,6 +15,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _SMALL = 1 << 16
 """Constants up to so many bytes are read to see what they contain."""
+_LARGEST = 1 << 26
+"""And up to so many where what they contain would make them go away."""
+_DEEP = 8
+_REPEATS = ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Identity", "Tile", "Slice")
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 FLOATS = HALVES | {ir.DataType.FLOAT, ir.DataType.DOUBLE}
@@ -101,6 +105,25 @@ def uniform(value: ir.Value | None) -> Any:
         return None
     first = array.reshape(-1)[0]
     return first.item() if bool((array == first).all()) else None
+
+
+def filled(value: ir.Value, depth: int = 0) -> Any:
+    """The number that all entries are in every run; `None` where that is not known."""
+    if is_constant(value):
+        array = constant(value, max_bytes=_LARGEST)
+        if array is None or not array.size or array.dtype.kind in "OSU":
+            return None
+        first = array.reshape(-1)[0]
+        return first.item() if bool((array == first).all()) else None
+    node = value.producer()
+    if node is None or node.domain != "" or depth > _DEEP:
+        return None
+    if node.op_type == "ConstantOfShape":
+        number = node.attributes.get("value")
+        return 0.0 if number is None else number.as_tensor().numpy().reshape(-1)[0].item()
+    if node.op_type in _REPEATS and node.inputs[0] is not None:
+        return filled(node.inputs[0], depth + 1)
+    return None
 
 
 def number(value: ir.Value | None) -> Any:

@@ -7,12 +7,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxlathe.rewrite import Builder, Match, Pattern, PatternBuilder, Rule, any_of
-from onnxlathe_passes.elementwise import float_type, halved, squared
+from onnxlathe.rewrite import Builder, Match, Pattern, PatternBuilder, Rule, any_of, shared
+from onnxlathe_passes.elementwise import float_type, halved, halved_for_more, squared_for_more
 
 
 class Gelu(Rule):
-    """Fuse x·½·(1 + erf(x/√2)), and the approximation by tanh, into Gelu."""
+    """Fuse x·½·(1 + erf(x/√2)), and the approximation by tanh, into Gelu.
+
+    What comes first, such as x·½, may be used for something else as well; then it stays.
+    """
 
     name = "gelu"
     group = "fuse"
@@ -24,7 +27,7 @@ class Gelu(Rule):
     """
 
     def pattern(self, op: PatternBuilder, x: Pattern) -> Pattern:
-        erf = op.Erf(any_of(op.Mul(x, sqrt(0.5)), op.Div(x, sqrt(2.0))))
+        erf = op.Erf(any_of(shared(op.Mul(x, sqrt(0.5))), shared(op.Div(x, sqrt(2.0)))))
         return any_of(_gated(op, x, erf), _gated(op, x, _tanh(op, x)), tag="form")
 
     def check(self, match: Match) -> None:
@@ -39,7 +42,7 @@ def _gated(op: PatternBuilder, x: Pattern, gate: Pattern) -> Pattern:
     open_gate = op.Add(gate, 1.0)
     return any_of(
         halved(op, op.Mul(x, open_gate)),
-        op.Mul(halved(op, x), open_gate),
+        op.Mul(halved_for_more(op, x), open_gate),
         op.Mul(x, halved(op, open_gate)),
         op.Mul(x, op.Add(halved(op, gate), 0.5)),
     )
@@ -48,8 +51,8 @@ def _gated(op: PatternBuilder, x: Pattern, gate: Pattern) -> Pattern:
 def _tanh(op: PatternBuilder, x: Pattern) -> Any:
     """tanh(√(2/π)·(x + 0.044715·x³)), also with x taken out of the sum."""
     outer, inner = sqrt(2 / pi), 0.044715
-    square = squared(op, x)
-    cube = any_of(op.Pow(x, 3.0), op.Mul(square, x))
+    square = squared_for_more(op, x)
+    cube = any_of(shared(op.Pow(x, 3.0)), shared(op.Mul(square, x)))
     cubic = any_of(op.Mul(cube, inner), op.Mul(op.Mul(x, inner), square), op.Mul(op.Mul(square, inner), x))
     bracket = op.Add(op.Mul(square, inner), 1.0)
     return op.Tanh(

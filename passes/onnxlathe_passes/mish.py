@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxlathe.rewrite import Builder, Match, Pattern, PatternBuilder, Rule, any_of, require
+from onnxlathe.rewrite import Builder, Match, Pattern, PatternBuilder, Rule, any_of, require, shared
 from onnxlathe_passes.elementwise import float_type, softplus
 
 
@@ -23,7 +23,7 @@ class Mish(Rule):
     """
 
     def pattern(self, op: PatternBuilder, x: Pattern) -> Any:
-        return op.Mul(x, op.Tanh(any_of(op.Softplus(x), softplus(op, x))))
+        return op.Mul(x, op.Tanh(any_of(shared(op.Softplus(x)), softplus(op, x))))
 
     def check(self, match: Match) -> None:
         require(float_type(match) != ir.DataType.BFLOAT16, "TensorRT has no Mish for bfloat16")

@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxlathe.infer import constant, dims_of
+from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, is_constant, reject, require
-from onnxlathe_passes.conditions import dying, int64, producer, rank, used_once
+from onnxlathe_passes.conditions import dying, filled, int64, producer, rank, used_once
 from onnxlathe_passes.noop_views import INDEX_END, permutation
 from onnxlathe_passes.regroup import static, viewed
 from onnxlathe_passes.scatter_blocks import Block, Span, written
 from onnxlathe_passes.weights import derived, tensor_of
 
-_LARGEST = 1 << 26  # bytes of a constant that is read to see whether it is one number
 _MASK = 1 << 20  # entries of a constant that says what is written
 _POSITIONS = 1 << 16  # bytes of constant indices that one more node is worth
-_DEEP = 8
-_REPEATS = ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Identity", "Tile", "Slice")
 
 
 class WrittenBlock(NodeRule):
@@ -222,28 +219,6 @@ def _cancels(node: ir.Node, perm: Sequence[int] | None, opset: int) -> int:
 def _is_large(indices: ir.Value | None) -> bool:
     """Whether the positions are a constant that is worth a node: an index for each coordinate of each element."""
     return indices is not None and is_constant(indices) and tensor_of(indices).nbytes > _POSITIONS
-
-
-# What is the same everywhere.
-
-
-def filled(value: ir.Value, depth: int = 0) -> Any:
-    """The number that all entries are in every run; `None` where that is not known."""
-    if is_constant(value):
-        array = constant(value, max_bytes=_LARGEST)
-        if array is None or not array.size or array.dtype.kind in "OSU":
-            return None
-        first = array.reshape(-1)[0]
-        return first.item() if bool((array == first).all()) else None
-    node = value.producer()
-    if node is None or node.domain != "" or depth > _DEEP:
-        return None
-    if node.op_type == "ConstantOfShape":
-        number = node.attributes.get("value")
-        return 0.0 if number is None else number.as_tensor().numpy().reshape(-1)[0].item()
-    if node.op_type in _REPEATS and node.inputs[0] is not None:
-        return filled(node.inputs[0], depth + 1)
-    return None
 
 
 def _repeated(update: ir.Value) -> ir.Value:

@@ -70,9 +70,17 @@ def _onnxruntime(model: bytes | str) -> Any:
 def _reference(model: bytes | str) -> Any:
     import onnx
     from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class LogSoftmax(OpRun):  # type: ignore[misc]
+        """Finite where the evaluator's own, the logarithm of a Softmax, takes that of 0."""
+
+        def _run(self, x: Any, axis: int = -1) -> Any:
+            shifted = x - x.max(axis=axis, keepdims=True)
+            return (shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)).astype(x.dtype),)
 
     evaluator = ReferenceEvaluator(
-        onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)
+        onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model), new_ops=[LogSoftmax]
     )
     return lambda feed: evaluator.run(None, feed)
 
