@@ -40,6 +40,7 @@ from onnxlathe_passes.lean_operands import LeanOperands
 from onnxlathe_passes.legalize import Legalize
 from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.moved_rows import MovedRows
+from onnxlathe_passes.moved_rows import MovedRows
 from onnxlathe_passes.moves import MoveChain
 from onnxlathe_passes.neutral import Neutral, SingleOperand, WhereChosen
 from onnxlathe_passes.noop_views import (
@@ -179,6 +180,7 @@ PASSES: list[type[Pass]] = [
     FoldScale,
     TwoFactors,
     Roll,
+    MovedRows,
     MovedRows,
     GatherSlice,
     GatherMoved,
