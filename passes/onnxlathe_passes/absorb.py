@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of
 from onnxlathe.rewrite import attribute, is_constant
-from onnxlathe_passes.conditions import FLOATS, HALVES, Array, from_front, operand
+from onnxlathe_passes.conditions import FLOATS, HALVES, Array, from_front, numbers, operand
 from onnxlathe_passes.noop_views import permutation
-from onnxlathe_passes.regroup import groups, static
+from onnxlathe_passes.regroup import static, stretches
 from onnxlathe_passes.rmsnorm import is_rms_scale
 from onnxlathe_passes.weights import may_copy
 
@@ -25,9 +25,7 @@ _FAR = 32
 """So many operators are looked at for one factor."""
 _RANGE = 2.0**20
 _HALF_RANGE = 64.0
-_VIEWS = frozenset(
-    {"Identity", "Neg", "Unsqueeze", "Squeeze", "Expand", "Slice", "Gather", "Flatten", "Tile"}
-)
+_VIEWS = frozenset({"Identity", "Neg", "Unsqueeze", "Squeeze", "Expand", "Slice", "Flatten", "Tile"})
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,13 @@ class Absorption:
     """What has to be multiplied for a value to carry a factor.
 
     Attributes:
+        apart: whether the elements that each Gather takes get a factor of their own, or all get the same.
         constants: node and input at which a constant is multiplied, and by what.
     """
 
     opset: int
     max_copy: int
+    apart: bool = False
     constants: dict[tuple[ir.Node, int], Array] = field(default_factory=dict)
     asked: dict[ir.Value, tuple[Factor, set[tuple[ir.Node, int]]]] = field(default_factory=dict)
     seen: int = 0
@@ -80,12 +80,14 @@ class Absorption:
             opset: of the graph.
             max_copy: bytes of a constant that is copied where something else needs it as it is.
         """
-        plan = cls(opset, max_copy)
-        if not plan.ask(value, factor, by):
-            return None
-        # A value that several ways lead to must have been asked for by all of its users.
-        complete = all(len(users) == len(v.uses()) for v, (_, users) in plan.asked.items())
-        return plan if complete else None
+        for apart in (False, True):
+            plan = cls(opset, max_copy, apart)
+            if not plan.ask(value, factor, by):
+                continue
+            # A value that several ways lead to must have been asked for by all of its users.
+            if all(len(users) == len(v.uses()) for v, (_, users) in plan.asked.items()):
+                return plan
+        return None
 
     def ask(self, value: ir.Value | None, factor: Factor, by: tuple[ir.Node, int]) -> bool:
         """Ask `value` to carry `factor`, for one of its uses."""
@@ -156,16 +158,15 @@ def _transpose(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor)
 def _reshape(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
     if factor.axis is not None:
         before, after = dims_of(node.inputs[0]) if node.inputs[0] else None, dims_of(value)
-        parts = groups(after, before) if before is not None and after is not None else None
+        parts = stretches(before, after) if before is not None and after is not None else None
         if parts is None or after is None:
             return False
-        axis = next(i for i, part in enumerate(parts) if factor.axis in part)
-        sizes = static([after[a] for a in parts[axis]])
-        if sizes is None:
+        joined, cut = next(((a, b) for a, b in parts if factor.axis in b), (range(0), range(0)))
+        sizes = static([after[axis] for axis in cut])
+        if len(joined) != 1 or sizes is None:
             return False
-        inner = len(parts[axis]) - 1 - (factor.axis - parts[axis].start)
-        spread = np.broadcast_to(factor.numbers.reshape(-1, *(1,) * inner), sizes).reshape(-1)
-        factor = Factor(spread, axis)
+        spread = np.broadcast_to(factor.numbers.reshape(-1, *(1,) * (cut.stop - 1 - factor.axis)), sizes)
+        factor = Factor(spread.reshape(-1), joined.start)
     return plan.ask(node.inputs[0], factor, (node, 0))
 
 
@@ -182,6 +183,42 @@ def _split(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> 
     if part is None or len(part.uses()) != 1:
         return False
     return plan.ask(part, Factor(np.concatenate(whole), axes[0]), (node, 0))
+
+
+def _gather(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    """Multiply what is gathered alone, if all that read the whole gather, and other elements along this axis."""
+    whole = node.inputs[0]
+    dims, mine = (dims_of(whole) if whole is not None else None), _gathered(node, plan.opset)
+    if whole is None or dims is None or mine is None or not plan.apart:
+        return factor.axis is None and plan.ask(whole, factor, (node, 0))
+    axis, places, kept = mine
+    if factor.axis is not None and (not kept or factor.axis != axis):
+        return False
+    size = dims[axis]
+    spread = np.ones(size if isinstance(size, int) else 0)
+    spread[places] = factor.numbers
+    uses = [(use.node, use.idx) for use in whole.uses()]
+    for user, index in uses:
+        other = _gathered(user, plan.opset) if user is not node and index == 0 else mine
+        if other is None or other[0] != axis or (user is not node and set(other[1]) & set(places)):
+            return False
+    # The other elements stay as they are, whoever reads them.
+    return all(plan.ask(whole, Factor(spread, axis), use) for use in uses)
+
+
+def _gathered(node: ir.Node, opset: int) -> tuple[int, list[int], bool] | None:
+    """The axis along which a Gather takes elements, which ones, each once, and whether the axis stays."""
+    if node.op_type != "Gather" or node.domain != "" or node.inputs[0] is None:
+        return None
+    dims, indices = dims_of(node.inputs[0]), node.inputs[1]
+    axes = from_front([int(attribute(node, "axis", opset))], len(dims) if dims is not None else None)
+    places, shape = numbers(indices), dims_of(indices) if indices is not None else None
+    size = dims[axes[0]] if dims is not None and axes else None
+    if not axes or places is None or shape is None or len(shape) > 1 or not isinstance(size, int):
+        return None
+    found = [place + size if place < 0 else place for place in places]
+    fine = len(set(found)) == len(found) and all(0 <= place < size for place in found)
+    return (axes[0], found, len(shape) == 1) if fine else None
 
 
 def _sum(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
@@ -268,6 +305,7 @@ _STEPS: dict[str, Callable[[Absorption, ir.Node, ir.Value, Factor], bool]] = {
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Split": _split,
+    "Gather": _gather,
     "Add": _sum,
     "Sub": _sum,
     "Mul": _product,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import onnx_ir as ir
@@ -44,6 +46,40 @@ def groups(fine: Dims, coarse: Dims) -> list[range] | None:
         found.append(range(start, end))
         start = end
     return found if start == len(fine) else None
+
+
+def stretches(before: Dims, after: Dims) -> list[tuple[range, range]] | None:
+    """Which consecutive axes of a Reshape's input become which of its output, in as many stretches as can be.
+
+    Unlike `groups`, axes may be cut at one place and joined at another: `[b, 64, 8, 8]` becomes `[b, 4, 16, 64]`
+    in three stretches.
+
+    Returns:
+        Ranges of the axes of `before` and of `after`, in order; `None` where a size is not known.
+    """
+    if {None, 0} & {*before, *after}:
+        return None
+    found: list[tuple[range, range]] = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        end = _meeting(before[i:], after[j:])
+        if end is None:
+            return None
+        found.append((range(i, i + end[0]), range(j, j + end[1])))
+        i, j = i + end[0], j + end[1]
+    if any(d != 1 for d in (*before[i:], *after[j:])):
+        return None
+    if found and (i < len(before) or j < len(after)):
+        last = found.pop()
+        found.append((range(last[0].start, len(before)), range(last[1].start, len(after))))
+    return found
+
+
+def _meeting(one: Dims, other: Dims) -> tuple[int, int] | None:
+    """How many axes of each multiply to the same size: as few as will do, and at least one."""
+    ours, theirs = [list(accumulate(dims, operator.mul)) for dims in (one, other)]
+    pairs = ((i, j) for i, a in enumerate(ours, 1) for j, b in enumerate(theirs, 1) if a == b)
+    return min(pairs, key=sum, default=None)
 
 
 def static(dims: Sequence[Any]) -> list[int] | None:

@@ -10,13 +10,15 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, attribute
 from onnxlathe_passes.conditions import from_front, numbers, operand, producer, used_once
+from onnxlathe_passes.regroup import reshaped
 from onnxlathe_passes.slices import cuts
 
 
 class Unbind(NodeRule):
     """Squeeze(x[i:i+1]) = Gather(x, i), of a Slice, or of every part of a Split into parts of size 1.
 
-    So does torch.export take queries, keys and values out of one tensor.
+    So does torch.export take queries, keys and values out of one tensor. A Reshape after a Slice may do more
+    than to squeeze; it then stays.
     """
 
     name = "unbind"
@@ -30,7 +32,7 @@ class Unbind(NodeRule):
     %y = Gather(%x, 0, axis=0);  %z = Gather(%x, 1, axis=0)
     """
 
-    visits = ("Squeeze",)
+    visits = ("Squeeze", "Reshape")
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
         if (sliced := producer(node.inputs[0], "Slice")) is not None:
@@ -62,20 +64,27 @@ def _element(op: Builder, node: ir.Node, sliced: ir.Node) -> Any:
     ((axis, cut),) = taken.items()
     size = dims[axis]
     whole = cut.normal(size)
-    if (
-        not isinstance(size, int)
-        or whole is None
-        or whole.step != 1
-        or not _squeezes(node, axis, len(dims), op.opset)
-    ):
+    if not isinstance(size, int) or whole is None or whole.step != 1:
         return None
     if min(whole.end, size) - whole.start != 1:
         return None
-    return op.Gather(x, np.array(whole.start, np.int64), axis=axis)
+    squeezes = _squeezes(node, axis, len(dims), op.opset)
+    after = dims_of(node.outputs[0])
+    if not squeezes and (node.op_type == "Squeeze" or after in (None, dims_of(sliced.outputs[0]))):
+        return None
+    element = op.Gather(x, np.array(whole.start, np.int64), axis=axis)
+    return (
+        element
+        if squeezes or after is None
+        else reshaped(op, element, after, (*dims[:axis], *dims[axis + 1 :]))
+    )
 
 
 def _squeezes(node: ir.Node, axis: int, rank: int, opset: int) -> bool:
     """Whether the node takes away this axis and no other."""
+    if node.domain == "" and node.op_type == "Reshape" and node.inputs[0] is not None:
+        before, after = dims_of(node.inputs[0]), dims_of(node.outputs[0])
+        return before is not None and None not in before and after == (*before[:axis], *before[axis + 1 :])
     if node.op_type != "Squeeze" or node.domain != "":
         return False
     axes = numbers(operand(node, 1)) if opset >= 13 else attribute(node, "axes", opset)

@@ -1,0 +1,146 @@
+"""Elements and parts of an axis: queries, keys and values in one tensor, factors and offsets of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers import Array, assert_same, check, operators, optimized, parse, samples
+from onnxlathe.infer import Dim
+from onnxlathe_passes.regroup import stretches
+
+RANDOM = np.random.default_rng(11)
+SMALL = ({"n": 1, "m": 3}, {"n": 3, "m": 4})
+
+
+def weights(**shapes: Sequence[int]) -> dict[str, Array]:
+    return {name: RANDOM.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def numbers(**values: Any) -> dict[str, Array]:
+    return {name: np.array(value, np.int64) for name, value in values.items()}
+
+
+# --- Which axes become which --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((64, 8, 8), (4, 16, 64), [((0, 1), (0, 2)), ((1, 3), (2, 3))]),
+        ((1, 6), (6,), [((0, 2), (0, 1))]),
+        ((6, 1, 1), (2, 3), [((0, 3), (0, 2))]),
+        ((4, 6), (6, 4), [((0, 2), (0, 2))]),
+        (("b", 8, 8, 12), ("b", 64, 3, 4), [((0, 1), (0, 1)), ((1, 3), (1, 2)), ((3, 4), (2, 4))]),
+        (("b", "h", 4), ("h", "b", 4), [((0, 2), (0, 2)), ((2, 3), (2, 3))]),
+        ((0, 4), (0, 4), None),
+        ((None, 4), (None, 4), None),
+    ],
+)
+def test_stretches(before: Any, after: Any, expected: Any) -> None:
+    dims = [tuple(Dim(d) if isinstance(d, str) else d for d in shape) for shape in (before, after)]
+    found = stretches(*dims)
+    assert found == (expected and [(range(*a), range(*b)) for a, b in expected])
+
+
+# --- Factors of some elements -------------------------------------------------------------------------
+
+GATHERS = """
+g (float[n, m, 8] x) => (float[n, m, m] y) {{
+    a = MatMul(x, w)
+    b = Add(a, c)
+    d = Reshape(b, s)
+    q = Gather<axis={axis}>(d, {q})
+    k = Gather<axis={axis}>(d, {k})
+    {body}
+}}
+"""
+SCORES = "e = Mul(q, f) t = Transpose<perm=[0, 2, 1]>(k) y = MatMul(e, t)"
+QUARTER = {"f": np.array(0.25, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("body", "q", "k"),
+    [
+        (SCORES, "zero", "two"),
+        (SCORES, "last", "zero"),
+        ("t = Transpose<perm=[0, 2, 1]>(k) e = MatMul(q, t) y = Mul(f, e)", "zero", "two"),
+    ],
+)
+def test_factor_of_one_element(body: str, q: str, k: str) -> None:
+    given = weights(w=(8, 24), c=(24,)) | numbers(s=[0, 0, 3, 8], zero=0, two=2, last=-1) | QUARTER
+    text = GATHERS.format(axis=2, q=q, k=k, body=body)
+    after = check(text, "fold_scale", [
+        "MatMul", "Add", "Reshape", "Gather", "Gather", "Transpose", "MatMul"
+    ], weights=given, sizes=SMALL)  # fmt: skip
+    assert "Mul" not in operators(after)
+
+
+def test_factor_of_some_elements() -> None:
+    """Two of three elements are multiplied; a Reshape that joins other axes as well is in between."""
+    text = """
+    g (float[n, 2, 2, 8] x) => (float[n, 4, 2, 8] y, float[n, 4, 8] z) {
+        a = MatMul(x, w) d = Reshape(a, s) q = Gather<axis=2>(d, i) k = Gather<axis=2>(d, j)
+        y = Mul(q, f) z = Neg(k) }"""
+    given = weights(w=(8, 24)) | numbers(s=[0, 4, 3, 8], i=[0, 2], j=1) | QUARTER
+    before = parse(text, 17, given)
+    after = optimized(before, "fold_scale")
+    assert "Mul" not in operators(after)
+    assert_same(before, after, *(samples(before, 0, n=n) for n in (1, 3)))
+
+
+def test_the_same_factor_of_all_elements() -> None:
+    """Both halves of an embedding that is turned carry it: neither is multiplied alone."""
+    text = """
+    g (float[n, m, 8] x) => (float[n, m, 4, 2] y) {
+        a = MatMul(x, w) d = Reshape(a, s) p = Gather<axis=3>(d, zero) q = Gather<axis=3>(d, one)
+        r = Neg(q) u = Unsqueeze(r, o) v = Unsqueeze(p, o) t = Concat<axis=-1>(u, v) z = Mul(t, f) y = Identity(z) }"""
+    given = weights(w=(8, 8)) | numbers(s=[0, 0, 4, 2], zero=0, one=1, o=[3]) | QUARTER
+    before = parse(text, 17, given)
+    after = optimized(before, "fold_scale")
+    assert "Mul" not in operators(after)
+    assert_same(before, after, *(samples(before, 0, n=n, m=n + 1) for n in (1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("body", "k"),
+    [
+        (SCORES, "zero"),  # the same element unscaled as well
+        ("e = Mul(q, f) u = Abs(d) v = ReduceSum<keepdims=0>(u, o) t = Transpose<perm=[0, 2, 1]>(v) y = MatMul(e, t)",
+         "two"),
+        ("p = Gather<axis=2>(d, i) e = Mul(q, f) t = Transpose<perm=[0, 2, 1]>(p) y = MatMul(e, t)", "two"),
+        ("p = Gather<axis=1>(d, zero) u = ReduceSum<keepdims=0>(p, o1) v = Unsqueeze(u, o1) e = Mul(q, f) "
+         "t = Transpose<perm=[0, 2, 1]>(k) h = MatMul(e, t) z = ReduceSum(v, o2) y = Add(h, z)", "two"),
+    ],
+)  # fmt: skip
+def test_factors_of_elements_that_stay(body: str, k: str) -> None:
+    """Somebody reads the element otherwise, or all of them, or one that is not known, or along another axis."""
+    given = (
+        weights(w=(8, 24), c=(24,)) | numbers(s=[0, 0, 3, 8], zero=0, two=2, o=[2], o1=[1], o2=[2]) | QUARTER
+    )
+    text = GATHERS.format(axis=2, q="zero", k=k, body=body).replace("x)", "x, int64 i)")
+    check(text, "fold_scale", None, weights=given, sizes=SMALL)
+
+
+# --- Elements taken out ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ([0, 4], ["Gather", "Relu"]),  # no more than the axis
+        ([-1, 2, 2], ["Gather", "Reshape", "Relu"]),
+        ([0, 1, 4], None),  # which is the Slice itself
+    ],
+)
+def test_one_element_and_another_shape(shape: list[int], expected: list[str] | None) -> None:
+    text = (
+        """g (float[n, 3, 4] x) => (float[p, q] y) { a = Slice(x, s, e, o) b = Reshape(a, t) y = Relu(b) }"""
+    )
+    given = numbers(s=[1], e=[2], o=[1], t=shape)
+    if len(shape) == 3:
+        text = text.replace("[p, q]", "[p, q, r]")
+    check(text, "shapes,unbind", expected, weights=given)
