@@ -85,11 +85,13 @@ from onnxlathe_passes.space_to_depth import FocusConv, SpaceToDepth
 from onnxlathe_passes.split_gather import SplitGather
 from onnxlathe_passes.split_late import SplitLate
 from onnxlathe_passes.stacks import Restack
+from onnxlathe_passes.stacked_products import StackedProducts
 from onnxlathe_passes.steady import Steady
 from onnxlathe_passes.swish import Swish
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
 from onnxlathe_passes.unbind import Unbind
 from onnxlathe_passes.uneven_split import UnevenSplit
+from onnxlathe_passes.unrolled import UnrolledSteps
 from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
 from onnxlathe_passes.where_sizes import WhereSizes
@@ -185,6 +187,7 @@ PASSES: list[type[Pass]] = [
     GatherSlice,
     GatherMoved,
     Unbind,
+    StackedProducts,
     Rotary,
     RotateHalf,
     SlicePartition,
@@ -192,6 +195,7 @@ PASSES: list[type[Pass]] = [
     JointNorms,
     SplitLate,
     CausalAttention,
+    UnrolledSteps,
     AttentionLayout,
     GroupedHeads,
     GroupedProjection,
