@@ -40,7 +40,6 @@ from onnxlathe_passes.lean_operands import LeanOperands
 from onnxlathe_passes.legalize import Legalize
 from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.moved_rows import MovedRows
-from onnxlathe_passes.moved_rows import MovedRows
 from onnxlathe_passes.moves import MoveChain
 from onnxlathe_passes.neutral import Neutral, SingleOperand, WhereChosen
 from onnxlathe_passes.noop_views import (
@@ -182,7 +181,6 @@ PASSES: list[type[Pass]] = [
     FoldScale,
     TwoFactors,
     Roll,
-    MovedRows,
     MovedRows,
     GatherSlice,
     GatherMoved,
