@@ -11,8 +11,10 @@ import onnx_ir as ir
 from onnxlathe.infer import constant, dims_of, infer_node, known
 from onnxlathe.model import Model
 from onnxlathe.rewrite import (
+    Builder,
     Bytes,
     Context,
+    NoMatch,
     Pass,
     is_constant,
     option,
@@ -23,6 +25,8 @@ from onnxlathe.rewrite import (
 from onnxlathe_passes.branches import inline_branch
 from onnxlathe_passes.evaluate import GROWING, UNFOLDABLE, deferred, evaluate
 from onnxlathe_passes.extents import Extents, constant_target
+from onnxlathe_passes.insert import insert
+from onnxlathe_passes.loops import iterations, size, written_out
 
 # Smaller results are computed at once: keeping what they are made of would cost more than the numbers.
 _SMALL = 1 << 16
@@ -35,7 +39,9 @@ class Fold(Pass):
     Beside nodes whose inputs are constants, this covers sizes: where shape arithmetic gives numbers they
     become constants, where it gives the target of a Reshape or Expand up to dimensions that are copied or
     implied, the target becomes a constant with 0 and -1, and where two chains compute the same sizes, one
-    remains. An If on a constant becomes its branch. Results larger than `max_bytes` stay in the graph.
+    remains. An If on a constant becomes its branch. A Loop or Scan of known length is written out, one copy
+    of its body for each iteration, where that makes few nodes: kernels and fusions end at the border of a
+    loop. Results larger than `max_bytes` stay in the graph.
     """
 
     name = "fold"
@@ -51,6 +57,7 @@ class Fold(Pass):
     """
 
     max_bytes: Bytes = option(64 << 20, "largest constant that may be made of smaller ones")
+    unroll: int = option(64, "most nodes that a Loop or Scan of several iterations may become")
     quantized: bool = option(False, "fold QuantizeLinear and DequantizeLinear of constants as well")
 
     def run(self, model: Model, context: Context) -> int:
@@ -91,6 +98,8 @@ class _Folder:
             return self.lift(node, depth)
         if node.op_type == "If":
             return inline_branch(node, self.context, self.options.name)
+        if node.op_type in ("Loop", "Scan"):
+            return self.write_out(node, extents, depth)
         if self.is_identity_of_constant(node):
             return 0
         if all(is_constant(v) for v in node.inputs if v is not None) and node.op_type not in self.unfoldable:
@@ -102,6 +111,33 @@ class _Folder:
         return (
             node.op_type == "Identity" and node.outputs[0].is_graph_output() and is_constant(node.inputs[0])
         )
+
+    # Loops.
+
+    def write_out(self, node: ir.Node, extents: Extents, depth: int) -> int:
+        """Put copies of its body in the place of a Loop or Scan that runs a few times, or never."""
+        if self.in_function and depth == 0:
+            return 0
+        op = Builder(self.opset)
+        try:
+            count = iterations(node, self.opset)
+            if count > 1 and count * size(node) > self.options.unroll:
+                return 0
+            outputs = written_out(op, node, count)
+        except NoMatch:
+            return 0
+        if not self.context.permit(self.options.name):
+            return 0
+        insert(op, node, self.context, set(outputs))
+        for old, new in zip(node.outputs, outputs, strict=True):
+            if old.uses() or old.is_graph_output():
+                replace_value(old, new, self.context.names)
+        self.context.record(self.options.name, [node])
+        remove_unused([node])
+        copies = [made for made in op.nodes if made.graph is not None]
+        remove_unused(copies)
+        # The number of the iteration is a constant in each copy.
+        return 1 + sum(self.node(made, extents, depth) for made in copies if made.graph is not None)
 
     # Constants.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -20,13 +20,20 @@ def graphs_with_weights(model: Model) -> Iterator[ir.Graph]:
         work.extend(inner for node in graph for inner in subgraphs(node))
 
 
-def insert(op: Builder, anchor: ir.Node, context: Context) -> None:
-    """Let what `op` made enter the graph before `anchor`, with names, types and shapes."""
+def insert(op: Builder, anchor: ir.Node, context: Context, results: Collection[ir.Value] = ()) -> None:
+    """Let what `op` made enter the graph before `anchor`, with names, types and shapes.
+
+    Args:
+        op: what was made.
+        anchor: a node of the graph.
+        context: for names.
+        results: what is to be used; constants that neither are among these nor have a use stay outside.
+    """
     graph = anchor.graph
     assert graph is not None
     names = context.names
     for value in op.constants:
-        if value.uses():
+        if value.uses() or value in results:
             value.name = names.value(value.name or f"{anchor.name}/const")
             graph.register_initializer(value)
     for node in op.nodes:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnxlathe import Model
+from onnxlathe.debug.findings import NOT_REWRITTEN
 from onnxlathe.infer import infer_model
 from onnxlathe.model import save
 from onnxlathe.model.interface import note_change
@@ -19,7 +20,7 @@ from onnxlathe_passes.legalize import Legalize, families  # noqa: F401 - registe
 from onnxlathe_passes.legalize.bounded import bounded
 from onnxlathe_passes.legalize.carriers import CARRIER, NEVER, Carrier, Impossible, expand_first
 from onnxlathe_passes.legalize.contrib_weights import BLOCKED
-from onnxlathe_passes.legalize.control import unrolled_loop
+from onnxlathe_passes.legalize.control import unrolled
 from onnxlathe_passes.legalize.interface import bind, parse_values
 from onnxlathe_passes.legalize.judge import Expectation, Judge, Ruling, known_good
 from onnxlathe_passes.legalize.mini import apply, fixed
@@ -118,6 +119,8 @@ class Legalizing:
         if not ruling.accepted:
             for name, message in self.solver.unsolved.items():
                 context.note(f"node '{name}' stays refused: {message}")
+                for reason in self.solver.declined.get(name, ()):
+                    context.note(f"{NOT_REWRITTEN}{reason}")
             if not self.solver.unsolved:
                 context.note(f"the model stays refused: {ruling.message}")
         return self.changes
@@ -239,7 +242,7 @@ class Legalizing:
             if not self.context.permit(self.options.name):
                 return
             try:
-                if apply(unrolled_loop, self.model.ir, node, Names(self.model.ir)):
+                if apply(unrolled, self.model.ir, node, Names(self.model.ir)):
                     self._changed(node, [], "one copy of the body for each iteration, for the sequence in it")
                     infer_model(self.model)
             except NoMatch:

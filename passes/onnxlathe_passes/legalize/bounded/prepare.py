@@ -14,8 +14,8 @@ from onnxlathe_passes.legalize import mini
 from onnxlathe_passes.legalize.body import expanded
 from onnxlathe_passes.legalize.bounded.follow import FOLLOWERS, SOURCES
 from onnxlathe_passes.legalize.bounded.sources import is_settled
-from onnxlathe_passes.legalize.control import copied
 from onnxlathe_passes.legalize.draft import Draft
+from onnxlathe_passes.loops import copied
 
 SELECT = "Select"
 """Stands for an If whose branches have been computed: condition, then, else."""

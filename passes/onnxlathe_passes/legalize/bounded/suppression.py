@@ -14,8 +14,8 @@ from onnxlathe_passes.legalize.bounded.bench import Bench
 from onnxlathe_passes.legalize.bounded.follow import sources
 from onnxlathe_passes.legalize.bounded.ragged import Extent, Ragged, Result
 from onnxlathe_passes.legalize.bounded.sources import roots_with
-from onnxlathe_passes.legalize.control import copied
 from onnxlathe_passes.legalize.draft import value_of
+from onnxlathe_passes.loops import copied
 
 T = ir.DataType
 
