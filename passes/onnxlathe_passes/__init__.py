@@ -71,6 +71,7 @@ from onnxlathe_passes.rolls import Roll
 from onnxlathe_passes.rotary import Rotary
 from onnxlathe_passes.rotate_half import RotateHalf
 from onnxlathe_passes.row_views import RowViews
+from onnxlathe_passes.separate_axes import SeparateAxes
 from onnxlathe_passes.sequences import Sequences
 from onnxlathe_passes.shapes import Shapes
 from onnxlathe_passes.shrink import Shrink
@@ -141,6 +142,7 @@ PASSES: list[type[Pass]] = [
     Dead,
     Recurrence,
     Steady,
+    SeparateAxes,
     PadInto,
     GlobalPool,
     ConvCrop,
