@@ -144,3 +144,64 @@ def test_one_element_and_another_shape(shape: list[int], expected: list[str] | N
     if len(shape) == 3:
         text = text.replace("[p, q]", "[p, q, r]")
     check(text, "shapes,unbind", expected, weights=given)
+
+
+# --- Done once before a Split ---------------------------------------------------------------------------
+
+PARTS = """
+g (float[n, 6, m, 4] x) => ({types} y, {types} z) {{
+    p, q = Split<axis=1>(x, sizes)
+    a = {call}
+    b = {other}
+    y = Relu(a)
+    z = Neg(b)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "result", "sizes", "opset"),
+    [
+        ("Unsqueeze({}, i)", "float[n, u, 1, m, 4]", [2, 4], 17),
+        ("Unsqueeze<axes=[0, -1]>({})", "float[1, n, u, m, 4, 1]", [3, 3], 11),
+        ("Reshape({}, s)", "float[n, u, 2, 16]", [2, 4], 17),  # cuts the axis, joins others
+        ("Reshape({}, t)", "float[n, u, v]", [2, 4], 17),  # joins others
+        ("ReduceL2<axes=[-1], keepdims=1>({})", "float[n, u, m, 1]", [1, 5], 17),
+        ("ReduceMean<axes=[0, 3], keepdims=0>({})", "float[u, m]", [3, 3], 17),
+        ("ReduceMax<keepdims=0>({}, j)", "float[u, m, 4]", [3, 3], 18),
+    ],
+)
+def test_done_once_before_a_split(call: str, result: str, sizes: list[int], opset: int) -> None:
+    given = numbers(sizes=sizes, i=[2], j=[0], s=[0, -1, 2, 16], t=[0, 2, -1])
+    text = PARTS.format(types=result, call=call.format("p"), other=call.format("q"))
+    if opset < 13:
+        text = text.replace("Split<axis=1>(x, sizes)", f"Split<axis=1, split={sizes}>(x)")
+    if "t)" in call:
+        given |= numbers(sizes=[2, 2])
+        text = text.replace("float[n, 6, m, 4]", "float[n, 4, m, 4]")
+    if "s)" in call:
+        text = text.replace("float[n, 6, m, 4]", "float[n, 6, 4, 4]")
+    after = check(text, "shapes,split_late", [
+        call.split("(")[0].split("<")[0], "Split", "Relu", "Neg"
+    ], opset=opset, weights=given, sizes=SMALL)  # fmt: skip
+    assert operators(after).count("Split") == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "other", "result"),
+    [
+        ("Unsqueeze(p, i)", "Unsqueeze(q, j)", "float[u, v, w, m, 4]"),  # at other places
+        ("ReduceL2<axes=[1], keepdims=1>(p)", "ReduceL2<axes=[1], keepdims=1>(q)", "float[n, u, m, 4]"),
+        ("ReduceL2<axes=[2]>(p)", "ReduceL2<axes=[3]>(q)", "float[n, u, v, w]"),
+        ("Reshape(p, s)", "Reshape(q, t)", "float[n, u, v]"),  # the second part's heads are larger
+        ("Reshape(p, f)", "Reshape(q, f)", "float[u, v]"),  # joins the axis with others
+        ("Squeeze(p, j1)", "Squeeze(q, j1)", "float[n, m, 4]"),  # the axis of the Split itself
+    ],
+)
+def test_not_before_a_split(call: str, other: str, result: str) -> None:
+    given = numbers(sizes=[3, 3], i=[2], j=[0], s=[0, 3, -1], t=[0, 1, -1], f=[-1, 4], j1=[1])
+    text = PARTS.format(types=result, call=call, other=other)
+    if "j1" in call:
+        given |= numbers(sizes=[1, 1])
+        text = text.replace("float[n, 6, m, 4]", "float[n, 2, m, 4]")
+    check(text, "shapes,split_late", None, weights=given, sizes=SMALL)

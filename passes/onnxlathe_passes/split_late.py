@@ -11,8 +11,10 @@ from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, remove_unused
 from onnxlathe_passes.conditions import int64
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
-from onnxlathe_passes.lanes import Lane, Lanes, Step
-from onnxlathe_passes.regroup import split, target
+from onnxlathe_passes.joint_lanes import Lanes
+from onnxlathe_passes.lane_steps import Step
+from onnxlathe_passes.lanes import Lane
+from onnxlathe_passes.regroup import split
 
 _MANY = 8
 """More parts than that are only looked at as a whole."""
@@ -152,7 +154,7 @@ class _Move:
             inputs.append(value if found is None else self.joint[id(found[0])])
         attributes = dict(first.attributes)
         if first.op_type == "Reshape":
-            inputs[1], attributes = op.constant(int64(self.target(step, inputs[0]))), {}
+            inputs[1], attributes = op.constant(int64(step.shape)), {}
         elif first.op_type == "Transpose":
             common = next(n for n, v in zip(step.nodes, step.outputs[0].values, strict=True) if v is not None)
             attributes = dict(common.attributes)
@@ -166,15 +168,6 @@ class _Move:
                 pairs += [(old, op.Transpose(parts[i], perm=perm)) for i, old, perm in step.leftovers]
         self.enter(op, self.places.first(step.nodes))
         substitute(pairs, self.context)
-
-    def target(self, step: Step, x: ir.Value | None) -> list[int]:
-        """The shape of the joint value with its last axis split in two."""
-        shape = dims_of(step.nodes[0].outputs[0]) or ()
-        (lane,) = step.outputs
-        before = dims_of(x) if x is not None else None
-        found = target(before or (), (*shape[:-2], sum(lane.sizes), shape[-1]))
-        assert found is not None
-        return found
 
     def enter(self, op: Builder, anchor: ir.Node) -> None:
         insert(op, anchor, self.context)
