@@ -84,6 +84,7 @@ from onnxlathe_passes.softplus import Softplus
 from onnxlathe_passes.space_to_depth import FocusConv, SpaceToDepth
 from onnxlathe_passes.split_gather import SplitGather
 from onnxlathe_passes.split_late import SplitLate
+from onnxlathe_passes.stacked_heads import StackedHeads
 from onnxlathe_passes.stacks import Restack
 from onnxlathe_passes.stacked_products import StackedProducts
 from onnxlathe_passes.steady import Steady
@@ -191,6 +192,7 @@ PASSES: list[type[Pass]] = [
     Rotary,
     RotateHalf,
     SlicePartition,
+    StackedHeads,
     MergeProjections,
     JointNorms,
     SplitLate,

@@ -173,7 +173,7 @@ class _Graph:
         value = node.inputs[index]
         assert value is not None
         op = Builder(self.opset)
-        node.replace_input_with(index, _reordered(op, value, region.order, region.layout.size))
+        node.replace_input_with(index, reordered(op, value, region.order, region.layout.size))
         insert(op, node, self.context)
         if not value.uses() and value.is_initializer():
             drop_initializer(value)
@@ -252,7 +252,7 @@ def _unsigned(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
     return value, None
 
 
-def _reordered(op: Builder, value: ir.Value, heads: Sequence[int], size: int) -> ir.Value:
+def reordered(op: Builder, value: ir.Value, heads: Sequence[int], size: int) -> ir.Value:
     """A constant with its heads, each `size` columns, in another order; read when it is written."""
     source = tensor_of(value)
     order = (np.array(heads)[:, None] * size + np.arange(size)).reshape(-1)
