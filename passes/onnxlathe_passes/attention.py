@@ -18,11 +18,15 @@ from onnxlathe.rewrite import (
     reject,
     require,
 )
+from onnxlathe_passes.causal import is_causal
 from onnxlathe_passes.conditions import FLOATS, HALVES, from_front, int64, producer, used_once
 from onnxlathe_passes.fold_scale import by_number
 from onnxlathe_passes.grouped_heads import Repeated
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import reshaped
+
+_FAST = 256
+"""Keys up to which ONNX Runtime's CUDA kernel for float32 is faster than its products on tensor cores (H200)."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class Attention(NodeRule):
     TensorRT and ONNX Runtime have kernels for it that never write the scores to memory (FlashAttention, Dao
     et al. 2022). TensorRT has them in float16 and bfloat16 alone, so that its place is after `precision`; a
     Softmax that was kept in float32 becomes the operator's `softmax_precision`. Keys and values that groups
-    of heads share stay shared. Rows whose mask is -inf throughout are NaN before and 0 after.
+    of heads share stay shared. A mask that hides what comes after each position is said with `is_causal`,
+    with which kernels do half the work. Rows whose mask is -inf throughout are NaN before and 0 after.
     """
 
     name = "attention"
@@ -108,6 +113,9 @@ class Attention(NodeRule):
     """
 
     float32: bool = option(False, "in float32 too, which ONNX Runtime has a kernel for and TensorRT has not")
+    fast_float32: bool = option(
+        False, f"in float32 where ONNX Runtime's kernel is faster: heads with keys of their own, {_FAST} at most"
+    )
 
     visits = ("MatMul",)
 
@@ -119,7 +127,8 @@ class Attention(NodeRule):
         if producer(_uncast(node.inputs[0]), "Softmax") is None:
             return None
         require(dtype in FLOATS, "its element type is not floating point")
-        require(self.float32 or dtype in HALVES, "TensorRT has no kernel for it in float32 (see `float32`)")
+        float32 = self.float32 or self.fast_float32
+        require(float32 or dtype in HALVES, "TensorRT has no kernel for it in float32 (see `float32`)")
         scores = Scores.of(node.inputs[0], op.opset)
         require(scores.softmax in (dtype, ir.DataType.FLOAT), "its Softmax is in a narrower type")
         q_dims = _known(scores.q)
@@ -137,8 +146,15 @@ class Attention(NodeRule):
         count, groups = heads[1], k_dims[1]
         if not (isinstance(count, int) and isinstance(groups, int) and groups and count % groups == 0):
             reject("its keys cannot be shared out among its heads")
-        mask = _mask(op, scores, (*heads[:3], k_dims[2]), dtype)
+        if not self.float32 and dtype not in HALVES:
+            short = isinstance(k_dims[2], int) and k_dims[2] <= _FAST
+            require(short and groups == count, "in float32 there is nothing to gain (see `fast_float32`)")
         attributes: dict[str, Any] = {"scale": scores.scale}
+        mask = None
+        if scores.mask is not None and heads[2] == k_dims[2] and is_causal(scores.mask, op.opset):
+            attributes["is_causal"] = 1
+        else:
+            mask = _mask(op, scores, (*heads[:3], k_dims[2]), dtype)
         if scores.softmax != dtype:
             attributes["softmax_precision"] = scores.softmax.value
         result = op.Attention(reshaped(op, scores.q, heads), keys, shared, mask, **attributes)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxlathe.model import FileTensor, Model, digest
 from onnxlathe.rewrite import Bytes, Context, Pass, drop_initializer, option, subgraphs
+from onnxlathe_passes.evaluate import origin_of
 
 _BY_BYTES = 1 << 10
 """Tensors up to so many bytes are compared directly."""
@@ -24,7 +25,8 @@ class Dedup(Pass):
     """Let equal initializers be one: same element type, same shape, same bytes.
 
     Weights are read only where two have the same type and shape, and read whole only where they also begin
-    alike. Initializers that a caller may override, or that are outputs, stay as they are.
+    alike. Of constants that are computed when they are written, two are equal that are computed alike.
+    Initializers that a caller may override, or that are outputs, stay as they are.
     """
 
     name = "dedup"
@@ -59,8 +61,9 @@ class _Scope:
             tensor = value.const_value
             if tensor is None or not self.may_share(value, tensor):
                 continue
-            twins = self.seen[tensor.dtype, tuple(tensor.shape.numpy())]
-            twin = twins.find(tensor)
+            origin = _origin(tensor)
+            twins = self.seen[origin or (tensor.dtype, tuple(tensor.shape.numpy()))]
+            twin = twins.find(tensor) if origin is None else twins.unread
             if twin is None:
                 twins.add(value)
                 entered.append((twins, value))
@@ -82,7 +85,13 @@ class _Scope:
         if tensor.dtype == ir.DataType.STRING or tensor.nbytes < self.options.min_bytes:
             return False
         # What is computed only when it is written is not computed to be compared.
-        return not isinstance(tensor, ir.LazyTensor) or tensor.nbytes <= _BY_BYTES
+        computed = isinstance(tensor, ir.LazyTensor) and tensor.nbytes > _BY_BYTES
+        return not computed or _origin(tensor) is not None
+
+
+def _origin(tensor: ir.TensorProtocol) -> Hashable:
+    """What a large constant will be computed from, where that is known."""
+    return origin_of(tensor) if tensor.nbytes > _BY_BYTES else None
 
 
 class _Twins:

@@ -8,7 +8,7 @@ ever holds the weights of a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,11 @@ _ROW_BY_ROW = frozenset(
     {"Cast", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal", "Concat", "Where", "Pow", "Exp", "Abs"}
 )
 """Operators that make each row of the result of the same rows of their operands; Concat along other axes."""
+
+
+_ORIGIN = "onnxlathe.origin"
+_TOLD = 1 << 10
+"""Bytes up to which two tensors are compared by what they say."""
 
 
 def evaluate(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:
@@ -115,7 +120,7 @@ def deferred(node: ir.Node, opset: int, dims: Sequence[int]) -> ir.TensorProtoco
             with np.errstate(all="ignore"):
                 return cast(np.asarray(rows(start, stop)), dtype)
 
-        return RowTensor(typed, dtype=dtype, shape=ir.Shape(dims))
+        return _with_origin(RowTensor(typed, dtype=dtype, shape=ir.Shape(dims)), node, tensors)
 
     def compute() -> ir.TensorProtocol:
         arrays = [None if t is None else np.asarray(t.numpy()) for t in tensors]
@@ -123,7 +128,39 @@ def deferred(node: ir.Node, opset: int, dims: Sequence[int]) -> ir.TensorProtoco
             result = np.asarray(kernel(attributes, *arrays)).reshape(dims)
         return ir.Tensor(cast(result, dtype), dtype=dtype)
 
-    return ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(dims), cache=False)
+    made = ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(dims), cache=False)
+    return _with_origin(made, node, tensors)
+
+
+def origin_of(tensor: ir.TensorProtocol) -> Hashable:
+    """What a deferred tensor will be computed from, equal for two of the same contents; `None` for others."""
+    return tensor.meta.get(_ORIGIN)
+
+
+def _with_origin(
+    made: ir.LazyTensor, node: ir.Node, tensors: Sequence[ir.TensorProtocol | None]
+) -> ir.LazyTensor:
+    attributes = tuple(
+        (name, _identity(held.as_tensor()) if held.type == ir.AttributeType.TENSOR else str(held.value))
+        for name, held in sorted(node.attributes.items())
+    )
+    made.meta[_ORIGIN] = (node.op_type, attributes, tuple(_identity(t) for t in tensors))
+    return made
+
+
+def _identity(tensor: ir.TensorProtocol | None) -> Hashable:
+    """Small tensors by what they say, weights by where they lie, what is deferred by its origin.
+
+    Others are held by whoever has this, so that their `id` stays theirs.
+    """
+    if tensor is None:
+        return None
+    shape = tuple(tensor.shape.numpy())
+    if isinstance(tensor, FileTensor):
+        return tensor.file, tensor.offset, tensor.dtype, shape
+    if isinstance(tensor, ir.LazyTensor):
+        return origin_of(tensor) or id(tensor)
+    return (tensor.dtype, shape, tensor.tobytes()) if tensor.nbytes <= _TOLD else id(tensor)
 
 
 def _by_rows(

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
-from onnxlathe.model import FileTensor, Model
+from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, drop_initializer, is_constant, option
 from onnxlathe_passes.conditions import producer, rank, used_once
 from onnxlathe_passes.insert import graphs_with_weights, insert
 from onnxlathe_passes.regroup import static
-from onnxlathe_passes.weights import derived, tensor_of
+from onnxlathe_passes.weights import tensor_of, with_shape
 
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 _BROADCASTING = frozenset(
@@ -133,10 +133,4 @@ class _Forms:
 def _widened(op: Builder, value: ir.Value, axes: int) -> ir.Value:
     source = tensor_of(value)
     dims = source.shape.numpy()
-    shape = [1] * (axes - len(dims)) + list(dims)
-    if isinstance(source, FileTensor):  # the same bytes: they are copied from file to file
-        tensor = FileTensor(
-            source.file, source.offset, dtype=source.dtype, shape=ir.Shape(shape), external=source.external
-        )
-        return op.weight(tensor, value.name or "")
-    return derived(op, value, shape, lambda: source.numpy().reshape(shape))
+    return op.weight(with_shape(source, [1] * (axes - len(dims)) + list(dims)), value.name or "")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.infer import constant
-from onnxlathe.model import RowTensor, rows_of
+from onnxlathe.model import FileTensor, RowTensor, rows_of
 from onnxlathe.rewrite import Builder, attribute
 from onnxlathe_passes.conditions import Array
 
@@ -34,6 +34,19 @@ def tensor_of(value: ir.Value) -> ir.TensorProtocol:
     if array is None:
         raise ValueError(f"{value.name} is not constant")
     return ir.Tensor(array)
+
+
+def with_shape(tensor: ir.TensorProtocol, shape: Sequence[int]) -> ir.TensorProtocol:
+    """The same entries under another shape; a weight in a file stays there, and is copied from file to file."""
+    if isinstance(tensor, FileTensor):
+        return FileTensor(
+            tensor.file, tensor.offset, dtype=tensor.dtype, shape=ir.Shape(shape), external=tensor.external
+        )
+
+    def whole() -> ir.TensorProtocol:
+        return ir.Tensor(np.asarray(tensor.numpy()).reshape(shape), dtype=tensor.dtype)
+
+    return ir.LazyTensor(whole, dtype=tensor.dtype, shape=ir.Shape(shape), cache=tensor.nbytes <= _KEPT)
 
 
 def derived(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -25,11 +25,13 @@ PRESETS: Mapping[str, str] = {
     "O2": "shapes,fold,tidy,fuse,tidy",
     "O3": "opset,fixpoint(shapes,fold,tidy,fuse)",
     "trt": "opset(version=20),shapes,fold,tidy,fuse,tidy,split_gather,full_rank(everything=true),tidy",
+    "ort": "O3,patch_projection,attention(fast_float32=true),fold,fuse,tidy",
     "default": "shapes,fold,tidy,fuse,tidy",
 }
 """Pipelines with a name. `O0` only infers, `O1` removes what is not needed, `O2` fuses as well, `O3` raises
 the operator set where that is safe, so that newer fused operators can be used, and repeats to the end. `trt`
-leaves the fewest layers in TensorRT, at the cost of some nodes and of ONNX Runtime's speed on CPU."""
+leaves the fewest layers in TensorRT, at the cost of some nodes and of ONNX Runtime's speed on CPU; `ort` what
+ONNX Runtime's CUDA provider is fastest with, which TensorRT may refuse in float32."""
 
 MAX_ROUNDS = 10
 """How often `fixpoint` repeats at most; the user is told where that was not enough."""
@@ -43,11 +45,13 @@ class Unit:
         name: the word of the pipeline text that it comes from.
         passes: the passes; more than one only where all are rules.
         trusted: whether all are our own.
+        ends: with it ends what the word stands for; False for the parts of a group but the last.
     """
 
     name: str
     passes: tuple[Pass, ...]
     trusted: bool = True
+    ends: bool = True
 
     @property
     def rules(self) -> tuple[LocalRule, ...]:
@@ -210,7 +214,7 @@ class _Planner:
                 flush()
                 units.append(Unit(item.name, (instance,), entry.trusted))
         flush()
-        return units
+        return [replace(unit, ends=number == len(units)) for number, unit in enumerate(units, 1)]
 
     def instance(self, entry: Registered, item: Item) -> Pass:
         if item.children:
