@@ -89,6 +89,7 @@ from onnxlathe_passes.stacks import Restack
 from onnxlathe_passes.stacked_products import StackedProducts
 from onnxlathe_passes.steady import Steady
 from onnxlathe_passes.swish import Swish
+from onnxlathe_passes.tabulated import TabulatedIndex
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
 from onnxlathe_passes.unbind import Unbind
 from onnxlathe_passes.uneven_split import UnevenSplit
@@ -180,6 +181,7 @@ PASSES: list[type[Pass]] = [
     PrependedConstant,
     CountingGather,
     WrittenBlock,
+    TabulatedIndex,
     LeanOperands,
     FoldScale,
     TwoFactors,

@@ -142,7 +142,7 @@ class ViewChain(NodeRule):
             target = _own_target(x, node, op.opset)
         if target:
             return op.Reshape(x, int64(target))
-        added = _units_between(x, y)
+        added = units_between(x, y)
         if added is not None:
             return unsqueeze(op, x, added)
         if node.op_type == "Reshape" and _copies_nothing(node, op.opset):
@@ -176,7 +176,7 @@ def _spelled(x: ir.Value, y: ir.Value, chain: Sequence[ir.Node]) -> list[int] | 
     return target
 
 
-def _units_between(x: ir.Value, y: ir.Value) -> list[int] | None:
+def units_between(x: ir.Value, y: ir.Value) -> list[int] | None:
     """The axes of size 1 that y has more than x, if that is all."""
     before, after = dims_of(x), dims_of(y)
     if before is None or after is None or None in before or len(after) <= len(before):
