@@ -292,3 +292,40 @@ def test_many_models_that_would_share_a_file(
     assert message in " ".join(capsys.readouterr().err.split())
     assert not Path("out").exists()
     assert not list(Path("engines").iterdir())
+
+
+def test_the_graph_after_a_group_is_printed_once(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """When its last part is done, however many parts run one after another."""
+    command = [str(model), "-o", "o.onnx", "--no-verify", "--passes", "shapes,fold,fuse,tidy"]
+    assert run([*command, "--print-after", "fuse"]) == 0
+    assert capsys.readouterr().out.count("# after ") == 1
+    assert run([*command, "--print-after", "all"]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# after ")]
+    assert sum(line.startswith("# after fuse") for line in printed) > 1
+    assert run([*command, "--print-after", "steady"]) == 0
+    assert capsys.readouterr().out.count("# after ") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--range", "nothing=1:2:3"], "no input has a dimension 'nothing'"),
+        (["--min-shapes", "nothing:1x2"], "nothing"),
+        (["--range", "batch=8:2:1"], "must not decrease"),
+    ],
+)
+def test_profiles_are_checked_before_the_work(
+    model: Path,
+    words: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import onnxlathe.api
+
+    monkeypatch.setattr(onnxlathe.api, "optimize", lambda *_, **__: pytest.fail("it was optimized first"))
+    target = type("Target", (), {"available": True, "name": "rtx"})()
+    monkeypatch.setattr("onnxlathe.target.find_target", lambda *_: target)
+    assert run([str(model), "-o", "o.onnx", "--engine", "m.engine", *words]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not Path("o.onnx").exists()

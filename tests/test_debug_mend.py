@@ -16,7 +16,7 @@ from helpers import parse
 from onnxlathe.cli import run
 from onnxlathe.debug import Finding, Oracle, diagnose
 from onnxlathe.debug.bind import bind_inputs
-from onnxlathe.debug.decide import Decision, decisions, frozen_sizes
+from onnxlathe.debug.decide import Decision, bindings, decisions, frozen_sizes
 from onnxlathe.debug.fix import Mended, mend
 from onnxlathe.debug.outside import left_outside
 from onnxlathe.model import Model
@@ -243,3 +243,76 @@ def test_a_part_that_is_refused_is_mended_in_turn(oracle: Oracle) -> None:
     assert "split" in [a.pipeline for a in result.attempts if a.kept]
     assert result.proven
     assert interface_of(result.model.ir).outside == ["lower", "ids"]
+
+
+LOOP = """g (int64 count, float[n,4] x) => (float[n,4] y, float[t,n,4] all) <float half={0.5}> {
+    [loop] y, all = Loop(count, , x)<body = b (int64 i, bool go, float[n,4] s) => (bool on, float[n,4] z, float[n,4] e) {
+        [keep] on = Identity(go)
+        [halve] z = Mul(s, half)
+        [also] e = Relu(z)
+    }>
+}"""  # fmt: skip
+
+
+@needs_rtx
+def test_a_condition_that_a_loop_leaves_out(oracle: Oracle) -> None:
+    """The body reads one all the same; written down, the loop runs as often as an input says."""
+    model = model_of(LOOP)
+    diagnosis = diagnose(model, oracle)
+    assert [(f.node, f.top, f.cause_id) for f in diagnosis.findings] == [("keep", "loop", "loop-condition")]
+    done = mended(model, oracle)
+    assert done.proven
+    loop = next(n for n in done.model.graph if n.op_type == "Loop")
+    assert loop.inputs[1] is not None
+    given = model_of(
+        LOOP.replace("count, , x", "count, yes, x").replace("half={0.5}", "half={0.5}, bool yes={1}")
+    )
+    assert diagnose(given, oracle).accepted
+
+
+@needs_rtx
+def test_all_nodes_that_are_refused_within_a_branch(oracle: Oracle) -> None:
+    """The parser names the first; the others are asked about one by one."""
+    model = model_of("""g (bool c, float[4] x, float[1,1,4,4] m) => (float[1,1,2,2] y) {
+        [choose] y = If(c)<then_branch = t () => (float[1,1,2,2] a) {
+                [pool] p, q = MaxPool<kernel_shape=[2,2], strides=[2,2]>(m)
+                [cast] r = Cast<to=1>(q)
+                [det] d = Det(m)
+                [sum] s = Add(p, r)
+                [out] a = Mul(s, d) },
+            else_branch = f () => (float[1,1,2,2] b) {
+                [fine] b = AveragePool<kernel_shape=[2,2], strides=[2,2]>(m) }>
+    }""")
+    diagnosis = diagnose(model, oracle)
+    assert {f.node: f.top for f in diagnosis.findings} == {"pool": "choose", "det": "choose"}
+
+
+@pytest.mark.parametrize(
+    ("operands", "said"),
+    [
+        ("start, limit, step", "--bind start=VALUE --bind limit=VALUE --bind step=VALUE"),
+        ("start, sum, step", ""),
+    ],
+)
+def test_an_input_that_says_a_size_may_be_bound(operands: str, said: str) -> None:
+    model = model_of(f"""g (float start, float limit, float step, float[m] x) => (float[n] y) {{
+        [sum] sum = ReduceSum<keepdims=0>(x)
+        [range] r = Range({operands})
+        [neg] y = Neg(r) }}""")
+    sentences = bindings(model, found(model, "shape-from-data", "range"))
+    assert [said in s for s in sentences.values()] == ([True] if said else [])
+    assert not bindings(model, found(model, "shape-from-data", "neg"))
+
+
+@needs_rtx
+def test_the_reason_of_a_lowering_that_declines_is_told(oracle: Oracle) -> None:
+    sizes = "float[1,1,32] q, float[1,1,16] k, float[1,1,16] v, float[1,2,8,8] pk, float[1,2,8,8] pv, int32[1] e, int32 t"
+    call = "com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, sliding_window_cache=1, local_window_size=4>"
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["":18, "com.microsoft":1]>
+        g ({sizes}) => (float[1,1,32] y, float[1,2,8,8] ck, float[1,2,8,8] cv) {{ y, ck, cv = {call}(q, k, v, pk, pv, e, t) }}"""
+    )
+    proto.graph.node[0].name = "gqa"
+    done = mended(Model(ir.from_proto(proto)), oracle)
+    assert not done.accepted
+    assert any("GroupQueryAttention 'gqa': a cache that forgets" in reason for reason in done.reasons)

@@ -27,7 +27,7 @@ from onnxlathe.precision import emulate
 from onnxlathe.precision.ddmin import ddmin
 from onnxlathe.precision.probe import compare
 from onnxlathe.precision.search import Search, SearchOptions
-from onnxlathe.verify import Verifier
+from onnxlathe.verify import Verdict, Verifier
 
 TOOL = Path(__file__).parents[1] / "tools" / "fragile_model.py"
 
@@ -255,3 +255,38 @@ def test_emulation_rounds_what_the_runtime_would_not() -> None:
     (same,) = run(kept, {"x": x.astype(np.float16)})
     assert same.dtype == np.float16
     np.testing.assert_array_equal(same, got)
+
+
+def test_trials_are_what_is_delivered() -> None:
+    """With Attention in it, which computes in another way than the products it stands for."""
+    source = Path(__file__).parents[1] / "fixtures" / "bert_ts17.onnx"
+    model = load(source)
+    optimize(model, "O3,shapes", verify=False)
+    tried: list[set[str]] = []
+
+    class Watching(Verifier):
+        def check(self, optimized: Model | Path | str) -> Verdict:
+            assert isinstance(optimized, Model)
+            tried.append({node.op_type for node in optimized.nodes()})
+            return super().check(optimized)
+
+    for after, there in (("attention,fuse,tidy", True), ("", False)):
+        tried.clear()
+        with Watching(source, seeds=(0,)) as verifier:
+            search = Search(model, verifier, SearchOptions(after=after, error=3e-3), registry())
+            result = search.run()
+            search.close()
+        assert result.after.passed
+        assert tried
+        assert all(("Attention" in operators) == there for operators in tried)
+
+
+def test_a_tiny_output_is_remarked_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {"tiny": np.array(1e-9, np.float32), "w": np.eye(8, dtype=np.float32) / 3}
+    proto = parse("g (float[n,8] x) => (float[n,8] y) { a = MatMul(x, w) y = Mul(a, tiny) }", weights=weights)
+    onnx.save(proto, tmp_path / "tiny.onnx")
+    arguments = ["precision", str(tmp_path / "tiny.onnx"), "--search", "--precision", "fp16", "--no-protect"]
+    assert command([*arguments, "-o", str(tmp_path / "found.toml"), "--passes", "shapes"]) == 0
+    assert "partially checked: output 'y' is smaller than the tolerance" in " ".join(
+        capsys.readouterr().out.split()
+    )

@@ -496,3 +496,40 @@ def test_a_verdict_without_comparisons_is_unchecked() -> None:
     assert "no reason at all" in verdict.summary()
     assert verdict.worst() is None
     assert Verdict(error="boom").status == "different"
+
+
+@pytest.mark.parametrize("size", [4, 300])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_outputs_below_the_tolerance_say_nothing(size: int, kind: type) -> None:
+    """Where zeros would have passed as well, only a difference that is small beside the output counts."""
+    row = Tolerances().of("y", np.dtype(kind).name)
+    x = np.linspace(1, 2, size).astype(np.float64)
+    small = (x * row.atol / 60).astype(np.float32)
+    for wrong in (small * 0, small * 2, -small):
+        comparison = compare("y", 0, small, wrong, row)
+        assert comparison.passed
+        assert not comparison.telling
+    assert compare("y", 0, small, small * np.float32(1 + row.norm / 2), row).telling  # type: ignore[operator]
+    assert compare("y", 0, small, small, row).telling
+    large = (x * row.atol * 100).astype(np.float32)
+    assert compare("y", 0, large, large * np.float32(1 + row.rtol / 2), row).telling
+    assert compare("y", 0, small * 0, small * 0, row).telling
+
+
+def test_a_tiny_output_is_not_called_equal(check) -> None:  # type: ignore[no-untyped-def]
+    def scaled(factor: float) -> onnx.ModelProto:
+        weights = {"tiny": np.array(factor, np.float32)}
+        return parse(
+            "g (float[n] x) => (float[n] y, float[n] z) { y = Mul(x, tiny) z = Neg(x) }", weights=weights
+        )
+
+    assert check(scaled(1e-8), scaled(1e-8)).status == "equal"
+    verdict = check(scaled(1e-8), scaled(3e-8))
+    assert verdict.status == "partially checked"
+    (remark,) = verdict.unchecked
+    assert remark.output == "y"
+    assert "smaller than the tolerance" in remark.reason
+    assert "--atol y:" in remark.hint
+    sharp = parse_tolerance([remark.hint.split("--atol ")[1]])
+    assert check(scaled(1e-8), scaled(3e-8), tolerances=Tolerances(atol=sharp)).status == "different"
+    assert check(scaled(1e-2), scaled(3e-2)).status == "different"

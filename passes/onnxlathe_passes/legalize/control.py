@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import require
-from onnxlathe_passes.legalize.draft import Draft, given, lowers, rank_of, static_or_none
+from onnxlathe_passes.legalize.draft import Draft, given, lowers, operand, rank_of, static_or_none
 from onnxlathe_passes.loops import copied, iterations, size, written_out
 
 _MOST = 64  # iterations that are written out
@@ -37,6 +38,16 @@ def both_branches(op: Draft, node: ir.Node) -> list[ir.Value]:
         flag = condition if rank_of(condition) == 0 else op.reshape(condition, [])
         results.append(op.Where(flag, a, b))
     return results
+
+
+@lowers("Loop")
+def loop_with_condition(op: Draft, node: ir.Node) -> list[ir.Value] | None:
+    """The condition that was left out, written down: TensorRT's parser does not give it to the body otherwise."""
+    if operand(node, 1) is not None:
+        return None
+    body = node.attributes["body"].as_graph().clone(allow_outer_scope_values=True)
+    inputs = [operand(node, 0), op.constant(np.array(True)), *node.inputs[2:]]
+    return list(op.node("Loop", inputs, {"body": body}, outputs=len(node.outputs)).outputs)
 
 
 @lowers("Loop", "Scan")

@@ -34,12 +34,14 @@ class Solver:
         permit: asked before each change of the model itself.
         changed: called after it with the nodes before and after and how it was done.
         unsolved: refused nodes for which nothing was found, with the target's words.
+        declined: why the lowerings of such a node did not apply, by its name.
     """
 
     judge: Judge
     permit: Callable[[], bool] = lambda: True
     changed: Callable[[ir.Node, list[ir.Node], str], None] = lambda *_: None
     unsolved: dict[str, str] = field(default_factory=dict)
+    declined: dict[str, list[str]] = field(default_factory=dict)
     solved: dict[Any, tuple[str, ir.Model]] = field(default_factory=dict)
     recipes: dict[Any, str] = field(default_factory=dict)
     dead_ends: dict[Any, int] = field(default_factory=dict)
@@ -161,7 +163,11 @@ class Solver:
                 return self._put(candidate, node, names, top, how)
             self.dead_ends[key] = depth
         if top:
-            self.unsolved[node.name or node.op_type] = message
+            name = node.name or node.op_type
+            self.unsolved[name] = message
+            reasons = self._reasons(piece)
+            if reasons:
+                self.declined[name] = [f"{node.op_type} '{name}': {reason}" for reason in reasons]
         return False
 
     def _fix_inside(
@@ -191,6 +197,18 @@ class Solver:
         if top:
             self.changed(node, made, how)
         return True
+
+    def _reasons(self, piece: ir.Model) -> list[str]:
+        """Why the lowerings of a node decline, those that do."""
+        node = mini.only_node(piece)
+        said = []
+        for lowering in LOWERINGS.get((node.domain, node.op_type), ()):
+            copy = piece.clone()
+            try:
+                mini.apply(lowering, copy, mini.only_node(copy), Names(copy))
+            except NoMatch as reason:
+                said.append(str(reason))
+        return list(dict.fromkeys(filter(None, said)))
 
     def _candidates(self, piece: ir.Model) -> Iterator[tuple[str, ir.Model]]:
         """Models that compute the same as `piece`, in the order in which they are to be tried."""

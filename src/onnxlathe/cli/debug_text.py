@@ -158,7 +158,8 @@ def show_mended(
         if not attempt.kept:
             _row(console, "not kept", f"{attempt.pipeline}: {attempt.problem}", "dim")
             continue
-        left = f"{attempt.refused} refusals left" if attempt.refused else "nothing is refused any more"
+        plural = "" if attempt.refused == 1 else "s"
+        left = f"{attempt.refused} refusal{plural} left" if attempt.refused else "nothing is refused any more"
         changes = ", ".join(f"{count} × {rule}" for rule, count in list(attempt.changes.items())[:8])
         _row(console, "kept", f"{attempt.pipeline}: {left}")
         for line in filter(None, (changes, attempt.verdict)):

@@ -194,6 +194,10 @@ class _Job:
             output = self.output(model)
             frozen = self.freeze(model)
             request = self.engine_request(recipe, output)
+            if request is not None:
+                from onnxlathe.target.profiles import make_profiles
+
+                make_profiles(model, request.wishes)  # complained of before the work
             if options["report"] is not None:
                 check_writable(options["report"], self.source, output, *(request.files if request else ()))
             verify = False if options["no_verify"] else self.verify_options(model)
@@ -353,12 +357,15 @@ class _Job:
         return verify_options(model, **{n: self.options[n] for n in names}, notes=self.notes)
 
     def after_step(self, record: StepRecord, model: Model) -> None:
-        names = {record.name, record.name.partition(":")[0], *record.passes}
+        group = record.name.partition(":")[0]
+        names = {*record.passes, *({group} if record.ends else ())}  # a group is over with its last part
+        if record.skipped:
+            names -= {*record.passes} - {group}
         wanted = self.options["print_after"]
         if names & set(wanted) or "all" in wanted or ("changed" in wanted and record.changes):
             from onnxlathe.report.graph_text import model_text
 
-            click.echo(f"# after {record.name}")
+            click.echo(f"# after {group if group in wanted else record.name}")
             click.echo(model_text(model))
         if names & {*self.options["dump_after"]} or "all" in self.options["dump_after"]:
             from onnxlathe.model import save

@@ -68,7 +68,7 @@ def precision_command(**options: Any) -> int:
 
     Exit code 0: done; 1: no set was found; 2: wrong usage or bad model.
     """
-    from onnxlathe.cli.precision_options import with_recipe
+    from onnxlathe.cli.precision_options import AFTER, BEFORE, with_recipe
     from onnxlathe.errors import UsageError
     from onnxlathe.pipeline import Recipe, load_recipe
 
@@ -78,8 +78,11 @@ def precision_command(**options: Any) -> int:
     for name in ("shapes", "dims", "atol", "rtol"):
         options[name] = options[name] or getattr(recipe, name)
     options["plugins"] = [*recipe.plugins, *options["plugins"]]
+    options["after"] = ""
     if options["passes"] is None:
-        options["passes"] = "O3" if recipe.passes == "default" else recipe.passes
+        options["passes"] = recipe.passes
+        if recipe.passes == "default":
+            options["passes"], options["after"] = BEFORE, AFTER
     if not options["search"] and (searching := given(_SEARCHING)):
         raise UsageError(f"{searching[0]} is about the search", hint="ask for it: --search")
     if options["report"] is not None:
@@ -147,6 +150,7 @@ def _search(options: dict[str, Any], recipe: Recipe) -> int:
         error=options["error"],
         wider=type_name(parse_type(options["wider"])) if options["wider"] else "",
         max_trials=options["max_trials"],
+        after=options["after"],
     )
     registry = registry_with(options["plugins"])
     tried: list[str] = []
@@ -247,6 +251,7 @@ def _tell(
                 "before": {**asdict(result.before), "error": str(result.before.error)},
                 "after": {**asdict(result.after), "error": str(result.after.error)},
                 "tried": tried,
+                "remarks": result.remarks,
             },
         )
     console = out(quiet=options["quiet"])
@@ -258,6 +263,8 @@ def _tell(
         if constraint.node in result.after.kept:
             operator = constraint.statistic.get("operator", "")
             console.print(escape(f"{constraint.type}  {constraint.node} ({operator}): {constraint.reason}"))
+    for remark in result.remarks:
+        console.print(escape(f"partially checked: {remark}"))
     if not result.complete:
         console.print("not shown to be the smallest set: --max-trials was reached")
     resumed = f", {result.resumed} of them remembered" if result.resumed else ""

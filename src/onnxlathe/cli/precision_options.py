@@ -111,13 +111,17 @@ def precision_item(options: Mapping[str, Any], notes: list[str]) -> str:
     return str(Item("precision", chosen))
 
 
-def around(lowering: str) -> str:
-    """The pipeline for mixed precision, where none is asked for.
+BEFORE, AFTER = "O3", "attention,fuse,tidy"
+"""What runs around mixed precision, where no pipeline is asked for.
 
-    Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has kernels for
-    Attention in half precision.
-    """
-    return f"O3,{lowering},attention,fuse,tidy"
+Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has kernels for
+Attention in half precision.
+"""
+
+
+def around(lowering: str) -> str:
+    """The pipeline for mixed precision, where none is asked for."""
+    return f"{BEFORE},{lowering},{AFTER}"
 
 
 def keep_words(options: Mapping[str, Any], notes: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 
 import msgspec
@@ -52,6 +52,8 @@ class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         outputs: at least so many outputs have names, used or not.
         rank: of the first input.
         computed: these inputs, by index, are not constants.
+        inside: operator of the node whose subgraph it stands in, whole.
+        without: the node (or with `inside` that around it) leaves out this input.
         target: `rtx` or `tensorrt`.
         version: of the target, as in `>=10.3,<11`.
     """
@@ -67,6 +69,8 @@ class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: int = 0
     rank: list[int] = []
     computed: list[int] = []
+    inside: str = ""
+    without: int | None = None
     target: str = ""
     version: str = ""
 
@@ -107,12 +111,18 @@ def causes() -> tuple[Cause, ...]:
 
 
 def find_cause(
-    complaint: Complaint, node: ir.Node | None, *, target: str = "", version: str = ""
+    complaint: Complaint,
+    node: ir.Node | None,
+    *,
+    target: str = "",
+    version: str = "",
+    around: Sequence[ir.Node] = (),
 ) -> Cause | None:
-    """The first entry that explains a complaint about a node."""
+    """The first entry that explains a complaint about a node; `around` it are the nodes in whose subgraphs it
+    stands, the nearest first."""
     for cause in causes():
         for when in cause.when:
-            if when.stage != "silent" and _applies(when, complaint, node, target, version):
+            if when.stage != "silent" and _applies(when, complaint, node, target, version, around):
                 return cause
     return None
 
@@ -150,7 +160,14 @@ def type_name(value: ir.Value | None) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _applies(when: When, complaint: Complaint, node: ir.Node | None, target: str, version: str) -> bool:
+def _applies(
+    when: When,
+    complaint: Complaint,
+    node: ir.Node | None,
+    target: str,
+    version: str,
+    around: Sequence[ir.Node] = (),
+) -> bool:
     if when.stage not in ("", "silent") and when.stage != complaint.stage:
         return False
     if complaint.fatal and not when.code:  # what it died on is not why
@@ -159,7 +176,7 @@ def _applies(when: When, complaint: Complaint, node: ir.Node | None, target: str
         return False
     if when.message and not re.search(when.message, complaint.message, re.DOTALL):
         return False
-    return _matches_target(when, target, version) and _matches_node(when, node)
+    return _matches_target(when, target, version) and _matches_node(when, node, around)
 
 
 def _matches_target(when: When, target: str, version: str) -> bool:
@@ -171,10 +188,11 @@ def _matches_target(when: When, target: str, version: str) -> bool:
 def _conditions(when: When) -> tuple[object, ...]:
     """The conditions on the node."""
     types = (when.input_type, when.output_type, when.type)
-    return (when.operator, *types, when.attributes, when.outputs, when.rank, when.computed)
+    own = (when.operator, *types, when.attributes, when.outputs, when.rank, when.computed)
+    return (*own, when.inside, when.without is not None)
 
 
-def _matches_node(when: When, node: ir.Node | None) -> bool:
+def _matches_node(when: When, node: ir.Node | None, around: Sequence[ir.Node] = ()) -> bool:
     if node is None:
         return not any(_conditions(when))
     inputs, outputs = list(map(type_name, node.inputs)), list(map(type_name, node.outputs))
@@ -193,7 +211,15 @@ def _matches_node(when: When, node: ir.Node | None) -> bool:
         return False
     if when.rank and not _has_rank(node, when.rank):
         return False
+    if when.inside or when.without is not None:
+        holders = [n for n in around if re.fullmatch(when.inside, operator_of(n))] if when.inside else [node]
+        if not holders or (when.without is not None and _has_input(holders[0], when.without)):
+            return False
     return all(_is_computed(node, index) for index in when.computed)
+
+
+def _has_input(node: ir.Node, index: int) -> bool:
+    return index < len(node.inputs) and node.inputs[index] is not None
 
 
 def _has_attribute(node: ir.Node, name: str, pattern: str) -> bool:

@@ -115,6 +115,38 @@ def _decision(node: ir.Node) -> Decision:
     return Decision(node.name or "", ranks, tuple(sizes), tuple(inputs), computed)
 
 
+_SIZES: dict[str, tuple[int, ...]] = {
+    "Range": (0, 1, 2), "ConstantOfShape": (0,), "Slice": (1, 2, 3, 4), "Pad": (1, 3), "Resize": (1, 2, 3),
+    **dict.fromkeys(("Expand", "Tile", "Reshape", "TopK", "OneHot", "Squeeze", "Unsqueeze", "Split"), (1,)),
+    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "CumSum"), (1,)),
+}  # fmt: skip
+"""By operator the operands that say how large a result is, or along which axes it is computed."""
+
+
+def bindings(model: Model, findings: Sequence[Finding]) -> dict[str, str]:
+    """Refused nodes that would run if inputs were constants: by name, a sentence with the options for that."""
+    names = {f.node for f in findings if not f.top}
+    if not any(n.op_type in _SIZES and n.name in names for n in model.graph):
+        return {}
+    copy = model.clone()
+    infer_model(copy)
+    found = {}
+    for node in copy.graph:
+        if node.name not in names or node.domain:
+            continue
+        operands = [node.inputs[i] for i in _SIZES.get(node.op_type, ()) if i < len(node.inputs)]
+        roots = [root for operand in operands for root in _roots(operand)]
+        inputs = list(dict.fromkeys(name for kind, name in roots if kind == "input"))
+        if not inputs or any(kind == "computed" for kind, _ in roots):
+            continue
+        shown = ", ".join(f"'{n}'" for n in inputs)
+        binds = " ".join(f"--bind {n}=VALUE" for n in inputs)
+        found[node.name or ""] = (
+            f"'{node.name}' has to know {shown} beforehand, by sizes or axes: {binds} makes an engine for one value"
+        )
+    return found
+
+
 _SMALL = 1024  # elements of an input that somebody may bind
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from onnxlathe.debug.ask import Complaint, Hearing, Oracle
 from onnxlathe.debug.catalogue import Cause, find_cause, silent_causes
 from onnxlathe.debug.findings import Diagnosis, Finding, finding_at
 from onnxlathe.debug.locate import Locator, Place, signature
-from onnxlathe.debug.parts import UncutError, Workpiece, needs
+from onnxlathe.debug.parts import UncutError, Workpiece, around, graphs_within, needs
 from onnxlathe.model import Model, load
 from onnxlathe.target import Target
 
@@ -99,6 +99,7 @@ class _Search:
         self.refused: set[int] = set()
         self.seen: set[tuple[str, str]] = set()
         self.by_data: set[int] = set()  # refused, and how much they give depends on data
+        self.entered: set[int] = set()  # refused for a node within, whose other nodes have been asked about
         self.behind: set[int] = set()  # refused for what such nodes give
         self.build: bool | None = (
             None  # whether the builder is asked about the rest; None: as the oracle does
@@ -158,30 +159,12 @@ class _Search:
     def _singles(self, kept: Sequence[int]) -> None:
         """Further nodes that the parser would leave out, each confirmed by itself."""
         rest = sorted(self.work.examinable(self.refused) & set(kept))
-        if not rest:
-            return
-        try:
-            part = self.work.part(rest)
-        except UncutError:
-            return
-        runs = self.oracle.supported(part)
-        if runs is None:
-            return
-        taken = {index for run in runs for index in run}
-        names = [n.name or "" for n in part.graph]
-        left = [name for index, name in enumerate(names) if index not in taken]
-        asked = 0
-        for name in left:
+        for name in self._left(self.work, rest) if rest else ():
             node = self.work.find(name)
             index = self.work.holder(node) if node is not None else None
-            if index is None or index in self.refused or asked >= _MAX_SINGLES:
+            if index is None or index in self.refused:
                 continue
-            asked += 1
-            try:
-                alone = self.work.part([index], frozen=self.work.freezable([index]))
-            except UncutError:
-                continue
-            hearing = self.oracle.ask(alone, build=False, timeout=self.locator.inner)
+            hearing = self._alone(self.work, index)
             for complaint in hearing.complaints:
                 for place in self.locator.places(complaint, hearing, [index])[:1]:
                     self._add(complaint, place)
@@ -195,7 +178,8 @@ class _Search:
         if place.input and not self._is_input(place.input):  # refused for what a removed node gives
             said = f"the target has no type for its input '{place.input}' ({complaint.message})"
             complaint = replace(complaint, message=said.replace("importInput", "border"))
-        cause = find_cause(complaint, place.node, target=target.name, version=target.version)
+        holders = around(self.work.nodes[place.index], place.node)
+        cause = find_cause(complaint, place.node, target=target.name, version=target.version, around=holders)
         if cause is not None and cause.id in _SIZED_BY_DATA:
             self.by_data.add(place.index)
         elif (cause is None or cause.id in _ABOUT_SHAPES) and self._behind_data(place.index):
@@ -206,6 +190,43 @@ class _Search:
         if any(f.node == place.node.name and f.cause is cause for f in self.result.findings):
             return
         self.result.findings.append(finding_at(self.work, complaint, place, cause))
+        if holders and place.index not in self.entered:
+            self.entered.add(place.index)
+            self._inside(place.index)
+
+    def _inside(self, index: int) -> None:
+        """The other nodes within a node of the main graph: the parser stops at the first that it refuses."""
+        for graph in graphs_within(self.work.nodes[index]):
+            inner = self.work.inside(graph)
+            for name in self._left(inner, range(len(inner.nodes))):
+                node = inner.find(name)
+                position = inner.holder(node) if node is not None else None
+                if node is None or position is None or inner.nodes[position] is not node:
+                    continue
+                for complaint in self._alone(inner, position).complaints[:1]:
+                    if complaint.node in ("", name):
+                        self._add(complaint, Place(index, node, "cut"))
+
+    def _left(self, work: Workpiece, indices: Iterable[int]) -> list[str]:
+        """Names of those nodes that the parser would leave out; none where it cannot be asked."""
+        try:
+            part = work.part(indices)
+        except UncutError:
+            return []
+        runs = self.oracle.supported(part)
+        if runs is None:
+            return []
+        taken = {index for run in runs for index in run}
+        names = [n.name or "" for n in part.graph]
+        return [name for index, name in enumerate(names) if index not in taken][:_MAX_SINGLES]
+
+    def _alone(self, work: Workpiece, index: int) -> Hearing:
+        """What the parser says of one node by itself."""
+        try:
+            alone = work.part([index], frozen=work.freezable([index]))
+        except UncutError:
+            return Hearing(True, True)
+        return self.oracle.ask(alone, build=False, timeout=self.locator.inner)
 
     def _behind_data(self, index: int) -> bool:
         """Whether a node uses, at some remove, what a node of data-dependent size gives."""

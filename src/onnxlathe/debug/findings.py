@@ -12,6 +12,9 @@ from onnxlathe.debug.parts import Workpiece
 from onnxlathe.debug.surroundings import neighbourhood
 from onnxlathe.rewrite import origin
 
+NOT_REWRITTEN = "no rewrite of "
+"""How the notes of a pass begin that say why a refused node stays as it is."""
+
 
 @dataclass(frozen=True)
 class Finding:

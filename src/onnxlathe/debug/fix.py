@@ -8,9 +8,9 @@ from typing import Any
 
 from onnxlathe.api import Result, VerifyOptions, optimize
 from onnxlathe.debug.ask import Oracle
-from onnxlathe.debug.decide import decisions, frozen_sizes
+from onnxlathe.debug.decide import bindings, decisions, frozen_sizes
 from onnxlathe.debug.diagnosis import diagnose
-from onnxlathe.debug.findings import Diagnosis
+from onnxlathe.debug.findings import NOT_REWRITTEN, Diagnosis
 from onnxlathe.debug.outside import Parts, left_outside
 from onnxlathe.errors import LatheError
 from onnxlathe.model import Model
@@ -173,6 +173,9 @@ def mend(
         result.left = current
         still = {f.top or f.node for f in current.findings}
         result.reasons = [d.sentence() for d in decided if d.node in still]
+        result.reasons += bindings(model, current.findings).values()
+        said = (note for attempt in result.attempts for note in attempt.notes)
+        result.reasons += dict.fromkeys(note for note in said if note.startswith(NOT_REWRITTEN))
         parts = left_outside(model, still)
         if parts is not None and split:
             progress("leaving outside what cannot be in an engine")
@@ -304,7 +307,7 @@ def _try(
     except LatheError as error:
         return Attempt(pipeline, False, len(before.findings), problem=error.message), None, None
     if not changes:
-        return Attempt(pipeline, False, len(before.findings), problem="changes nothing"), None, None
+        return Attempt(pipeline, False, len(before.findings), {}, notes, "changes nothing"), None, None
     after = diagnose(candidate, oracle)
     if not _helps(before, after):
         problem = "the target refuses as much as before"

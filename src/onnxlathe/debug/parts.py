@@ -305,6 +305,26 @@ def within(node: ir.Node) -> Iterable[ir.Node]:
             yield from within(nested)
 
 
+def around(top: ir.Node, node: ir.Node) -> tuple[ir.Node, ...]:
+    """The nodes in whose subgraphs `node` stands, up to `top`, the nearest first; nothing for `top` itself."""
+    for inner in subgraphs(top):
+        for nested in inner:
+            if nested is node:
+                return (top,)
+            found = around(nested, node)
+            if found:
+                return (*found, top)
+    return ()
+
+
+def graphs_within(node: ir.Node) -> Iterable[ir.Graph]:
+    """The subgraphs of a node, and those of the nodes in them."""
+    for inner in subgraphs(node):
+        yield inner
+        for nested in inner:
+            yield from graphs_within(nested)
+
+
 def _all(graph: ir.Graph) -> Iterable[ir.Node]:
     for node in graph:
         yield from within(node)

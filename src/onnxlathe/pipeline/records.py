@@ -27,6 +27,7 @@ class StepRecord:
         notes: what it wants to tell the user.
         implied: the runner added it because a later pass needs what it provides.
         skipped: why it was left out, where it was.
+        ends: with it ends what the word of the pipeline text stands for: the whole group, where it is one.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StepRecord:
     notes: list[str] = field(default_factory=list)
     implied: bool = False
     skipped: str = ""
+    ends: bool = True
 
     @property
     def fired(self) -> dict[str, int]:

@@ -109,7 +109,10 @@ class Runner:
         if not kept or all(p.min_opset > model.opset for p in kept):
             self.units += 1
             reason = f"needs opset {min(p.min_opset for p in kept)}" if kept else "left out"
-            self.records.append(StepRecord(unit.name, tuple(p.name for p in kept), skipped=reason))
+            left_out = StepRecord(unit.name, tuple(p.name for p in kept), skipped=reason, ends=unit.ends)
+            self.records.append(left_out)
+            if self.after is not None and unit.ends:
+                self.after(left_out, model)
             return 0
         needs = frozenset[str]().union(*(p.needs for p in unit.passes))
         if "shapes" in needs and "shapes" not in self._facts:
@@ -136,7 +139,10 @@ class Runner:
             self.before(unit.label)
         operators = self._operators or model.count_operators()
         record = StepRecord(
-            unit.label, tuple(p.name for p in unit.passes), nodes_before=sum(operators.values())
+            unit.label,
+            tuple(p.name for p in unit.passes),
+            nodes_before=sum(operators.values()),
+            ends=unit.ends,
         )
         read = bytes_read()
         if self._names is None:

@@ -2,7 +2,8 @@
 
 The model runs in both types. Nodes are ranked by the error that they introduce, the worst are kept in
 float32 until the outputs are right, and delta debugging takes away what was not needed. Every trial is the
-pass `precision` with constraints, judged on the whole model: what is found is what the pass does later.
+pass `precision` with constraints and what follows it, judged on the whole model: what is found is what the pass
+does later.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class SearchOptions:
             the verification.
         wider: also try this low type for the nodes found, before float32: `bfloat16` or nothing.
         max_trials: stop after so many trials, with the best found.
+        after: what runs after the pass `precision` in the model that is delivered, as text of a pipeline.
     """
 
     type: str = "float16"
@@ -56,6 +58,7 @@ class SearchOptions:
     error: float | None = None
     wider: str = ""
     max_trials: int = 200
+    after: str = ""
 
 
 @dataclass
@@ -87,6 +90,7 @@ class SearchResult:
         trials: how many mixed models were run, and how many of them in an earlier, interrupted search.
         resumed: see `trials`.
         complete: whether every node found was shown to be needed.
+        remarks: outputs by which the last model that was run could not be judged, and why.
     """
 
     constraints: Constraints
@@ -96,6 +100,7 @@ class SearchResult:
     trials: int = 0
     resumed: int = 0
     complete: bool = True
+    remarks: list[str] = field(default_factory=list)
 
 
 class Search:
@@ -129,6 +134,7 @@ class Search:
         self._number = 0
         self._new = 0
         self.exhausted = False
+        self.remarks: list[str] = []
 
     def run(self) -> SearchResult:
         """Search.
@@ -151,6 +157,7 @@ class Search:
                 chosen = self.narrow(chosen)
             result.after = self.trial(chosen)
             result.constraints = self.constraints(chosen, {e.name: e for e in ranking})
+        result.remarks = self.remarks
         result.trials, result.resumed = self._state.count, self._state.count - self._new
         result.constraints.search.update(
             error_before=_number(first.error),
@@ -182,13 +189,21 @@ class Search:
         path.unlink()
         return model
 
+    def delivered(self, kept: Mapping[str, str]) -> Model:
+        """The model as it would be delivered: what follows the pass may compute in another way (Attention)."""
+        model = self.mixed(kept)
+        if self.options.after:
+            Runner().run(model, plan(self.options.after, self.registry))
+        return model
+
     def trial(self, kept: Mapping[str, str]) -> Trial:
         """Run the model with some nodes kept, unless that is known already."""
         known = self._state.get(kept)
         if known is not None:
             return known
         started = time.perf_counter()
-        verdict = self.verifier.check(self.mixed(kept))
+        verdict = self.verifier.check(self.delivered(kept))
+        self.remarks = [f"output {u.output!r} {u.reason}" for u in verdict.unchecked if u.output]
         trial = self.judge(verdict, dict(kept))
         trial.seconds = round(time.perf_counter() - started, 3)
         self._state.add(trial)

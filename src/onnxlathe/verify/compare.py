@@ -28,7 +28,7 @@ from .runtime import RuntimeFailure
 from .session import Session, why_not
 from .suspicion import in_suspect_segment
 from .tolerance import Tolerance, Tolerances, coarser
-from .verdict import Comparison, Unchecked, Verdict
+from .verdict import Comparison, Unchecked, Verdict, too_small
 
 
 class Verifier:
@@ -123,6 +123,8 @@ class Verifier:
             padding = changes.padded.get(comparison.output)
             if padding is not None and not padding.enough and not comparison.passed:
                 comparison.reason += f" (it is padded to {padding.rows} rows: the data may give more)"
+        for remark in too_small(verdict.comparisons):
+            unchecked.setdefault(remark.output, remark)
         verdict.unchecked = [unchecked[""]] if "" in unchecked else list(unchecked.values())
         verdict.seconds = time.perf_counter() - start
         return verdict

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .tolerance import EXACT, Tolerance
+from .tolerance import EXACT, NORM_ATOL, Tolerance
 from .verdict import Comparison
 
 _PIECE = 1 << 20  # elements looked at at a time
@@ -113,6 +113,7 @@ def _measure(result: Comparison, expected: np.ndarray, actual: np.ndarray) -> No
             relative = np.where(size > 0, difference / size, 0.0)
             if excess.size and (high := float(excess.max())) > worst[0]:
                 worst = (high, start * row_size + int(excess.argmax()))
+            result.largest = max(result.largest, float(size.max(initial=0.0)))
             result.max_abs = max(result.max_abs, float(difference.max(initial=0.0)))
             result.max_rel = max(result.max_rel, float(relative.max(initial=0.0)))
             total += float(difference.sum())
@@ -135,16 +136,13 @@ def _measure(result: Comparison, expected: np.ndarray, actual: np.ndarray) -> No
 
 
 def _norm_excess(result: Comparison, allowed: float) -> float:
-    """How much larger the difference is, as a root mean square, than the norm check allows it to be.
-
-    A tenth of the absolute tolerance is always allowed: there are outputs that are all rounding error.
-    """
+    """How much larger the difference is, as a root mean square, than the norm check allows it to be."""
     if result.rel_norm <= allowed:
         return 0.0
     if not math.isfinite(result.rel_norm):  # the original is zero throughout
         return result.max_abs / max(result.tolerance.atol, 1e-300)
     return result.rms_difference / max(
-        allowed * result.rms_difference / result.rel_norm + result.tolerance.atol / 10, 1e-300
+        allowed * result.rms_difference / result.rel_norm + result.tolerance.atol * NORM_ATOL, 1e-300
     )
 
 

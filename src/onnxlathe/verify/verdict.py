@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from .tolerance import Tolerance
+from .tolerance import NORM_ATOL, Tolerance
 
 Status = Literal["equal", "different", "partially checked", "unchecked"]
 
@@ -34,7 +35,8 @@ class Comparison:
         dtype, shape: of the original's output.
         passed: within tolerance, with the same shape, type, NaNs and infinities.
         reason: why not, as a sentence; empty when passed.
-        max_abs, mean_abs, rms_difference: of the absolute difference, over elements finite in both.
+        largest: magnitude of the original's largest element, over elements finite in both.
+        max_abs, mean_abs, rms_difference: of the absolute difference, over the same.
         max_rel: largest difference relative to the original's element, where that is not zero.
         rel_norm: Euclidean norm of the difference over that of the original's output.
         cosine: cosine of the angle between the two, as vectors.
@@ -51,6 +53,7 @@ class Comparison:
     shape: list[int]
     passed: bool
     reason: str = ""
+    largest: float = 0.0
     max_abs: float = 0.0
     mean_abs: float = 0.0
     rms_difference: float = 0.0
@@ -64,6 +67,21 @@ class Comparison:
     expected: float | None = None
     actual: float | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
+
+    @property
+    def telling(self) -> bool:
+        """False where zeros would have passed as well, and the difference is not small beside the output itself.
+
+        Such an output is smaller than the absolute tolerance, and that it passed says nothing.
+        """
+        allowed = self.tolerance
+        own = allowed.rtol if allowed.norm is None else allowed.norm
+        if not self.passed or self.rel_norm <= own or not math.isfinite(self.rel_norm):
+            return True
+        if self.largest * (1 - allowed.rtol) > allowed.atol:
+            return True
+        mean_square = self.rms_difference / self.rel_norm
+        return allowed.norm is not None and mean_square * (1 - own) > allowed.atol * NORM_ATOL
 
 
 @dataclass
@@ -160,6 +178,26 @@ class Verdict:
             "worst": _jsonable(asdict(worst)) if worst is not None else None,
             **_jsonable(asdict(self)),
         }
+
+
+def too_small(comparisons: Sequence[Comparison]) -> list[Unchecked]:
+    """Outputs that passed on every feed, and on each only because they are smaller than the tolerance."""
+    by_output: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        by_output.setdefault(comparison.output, []).append(comparison)
+    found = []
+    for name, those in by_output.items():
+        if any(c.telling for c in those):
+            continue
+        largest, allowed = max(c.largest for c in those), those[0].tolerance.atol
+        found.append(
+            Unchecked(
+                name,
+                f"is smaller than the tolerance: {largest:.2g} at most, where {allowed:.2g} may differ",
+                hint=f"a smaller one: --atol {name}:{largest / 100:.0e}",
+            )
+        )
+    return found
 
 
 def _badness(comparison: Comparison) -> tuple[bool, float, float]:
