@@ -205,3 +205,130 @@ def test_not_before_a_split(call: str, other: str, result: str) -> None:
         given |= numbers(sizes=[1, 1])
         text = text.replace("float[n, 6, m, 4]", "float[n, 2, m, 4]")
     check(text, "shapes,split_late", None, weights=given, sizes=SMALL)
+
+
+# --- Factors and what a positive one goes through ------------------------------------------------------
+
+POOLED = """
+g (float[n, 4, m, m] x) => (float[n, u, v, w] y) {{
+    a = Conv(x, w, c)
+    b = {call}
+    d = Mul(b, f)
+    y = Tanh(d)
+}}
+"""
+CALLS = [
+    "Relu(a)",
+    "LeakyRelu<alpha=0.3>(a)",
+    "MaxPool<kernel_shape=[2, 2]>(a)",
+    "AveragePool<kernel_shape=[2, 2], pads=[1, 1, 1, 1]>(a)",
+    "GlobalAveragePool(a)",
+    "ReduceMax<axes=[1]>(a)",
+    "ReduceMean<axes=[2, 3]>(a)",
+    "DepthToSpace<blocksize=2>(a)",
+    'Resize<mode="linear">(a, , scales)',
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("factor", [1.5, -1.5])
+def test_factor_goes_through_what_is_homogeneous(call: str, factor: float) -> None:
+    given = weights(w=(8, 4, 1, 1), c=(8,)) | {"f": np.array(factor, np.float32)}
+    given |= {"scales": np.array([1, 1, 2, 1.5], np.float32)}
+    expected = ["Conv", call.split("(")[0].split("<")[0], "Tanh"] if factor > 0 else None
+    check(POOLED.format(call=call), "fold_scale", expected, weights=given, sizes=SMALL)
+
+
+@pytest.mark.parametrize(
+    "call", [
+        "Elu(a)",
+        'Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=2.0>'
+        "(a, roi, scales)",
+    ],
+)  # fmt: skip
+def test_factor_does_not_go_through_others(call: str) -> None:
+    given = weights(w=(8, 4, 1, 1), c=(8,)) | {"f": np.array(1.5, np.float32)}
+    given |= {"scales": np.array([1, 1, 2, 1.5], np.float32)}
+    given |= {"roi": np.array([0, 0, 0, 0, 1, 1, 1.5, 1.5], np.float32)}
+    check(POOLED.format(call=call), "fold_scale", None, weights=given, sizes=SMALL)
+
+
+# --- Factors of slices ------------------------------------------------------------------------------------
+
+SLICES = """
+g (float[n, m, 8] x) => (float[n, m, 12] y, float[n, m, 12] z) {{
+    a = MatMul(x, w)
+    b = Slice(a, {first})
+    c = Slice(a, {second})
+    d = Mul(b, f)
+    y = Tanh(d)
+    z = Neg(c)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fires"),
+    [
+        ("zero, half, last", "half, all, last", True),
+        ("zero, all, last, two", "one, all, last, two", True),  # every other
+        ("back, far, last, down", "zero, half, last", True),  # from behind
+        ("zero, half, last", "some, most, last", False),  # they overlap
+        ("zero, half, last", "zero, all, first", False),  # another axis
+    ],
+)
+def test_factor_of_a_slice(first: str, second: str, fires: bool) -> None:
+    given = weights(w=(8, 24)) | QUARTER | numbers(
+        zero=[0], half=[12], all=[2**62], last=[-1], two=[2], one=[1], back=[-1], far=[11], down=[-1], some=[8],
+        most=[20], first=[1],
+    )  # fmt: skip
+    text = SLICES.format(first=first, second=second)
+    if "first" in second:
+        text = text.replace("float[n, m, 12] z", "float[n, m, 24] z")
+    expected = ["MatMul", "Slice", "Slice", "Tanh", "Neg"] if fires else None
+    check(text, "fold_scale", expected, weights=given, sizes=SMALL)
+
+
+# --- Elements whose axes are moved ----------------------------------------------------------------------
+
+ATTENTION = """
+g (float[n, m, 24] x) => (float[n, 2, m, 4] y) {{
+    a = Reshape(x, s)
+    q0 = Gather<axis={axis}>(a, zero)
+    k0 = Gather<axis={axis}>(a, one)
+    v0 = Gather<axis={axis}>(a, two)
+    q = Transpose<perm=[0, 2, 1, 3]>(q0)
+    k = Transpose<perm=[0, 2, 3, 1]>(k0)
+    v = Transpose<perm=[0, 2, 1, 3]>(v0)
+    e = MatMul(q, k)
+    y = MatMul(e, v)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape"), [(2, [0, 0, 3, 2, 4]), (3, [0, 0, 2, 3, 4]), (-1, [0, 0, 2, 4, 3])]
+)
+def test_elements_are_transposed_together(axis: int, shape: list[int]) -> None:
+    given = numbers(s=shape, zero=0, one=-2, two=2)
+    after = check(ATTENTION.format(axis=axis), "elements_late", [
+        "Reshape", "Transpose", "Gather", "Gather", "Transpose", "Gather", "MatMul", "MatMul"
+    ], weights=given, sizes=SMALL)  # fmt: skip
+    assert len(operators(after)) == 8
+    check(ATTENTION.format(axis=axis), "elements_late", None, opset=23, weights=given, sizes=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("v = Transpose<perm=[0, 2, 1, 3]>", "v = Transpose<perm=[2, 0, 1, 3]>"),  # no two alike
+        ("e = MatMul(q, k)", "p = Transpose<perm=[0, 2, 1, 3]>(q0) p1 = Relu(q0) p2 = Transpose<perm=[0, 2, 1, 3]>(p1)"
+         " p3 = MatMul(p2, k) e0 = MatMul(q, k) e = Add(e0, p3)"),  # read otherwise as well
+        ("(a, two)", "(a, i)"),  # which element is not known
+    ],
+)  # fmt: skip
+def test_elements_that_stay(old: str, new: str) -> None:
+    text = ATTENTION.format(axis=2).replace(old, new).replace("24] x)", "24] x, int64 i)")
+    if "2, 0" in new:
+        text = text.replace("y = MatMul(e, v)", "w = Transpose<perm=[1, 0, 2, 3]>(v) y = MatMul(e, w)")
+    check(text, "elements_late", None, weights=numbers(s=[0, 0, 3, 2, 4], zero=0, one=1, two=2), sizes=SMALL)

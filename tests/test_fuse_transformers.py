@@ -322,7 +322,7 @@ def test_factor_of_one_part() -> None:
     "body",
     [
         "e = Mul(q, f) t = MatMul(e, k) u = MatMul(q, k) y = Add(t, u)",  # unscaled as well
-        "r = Relu(q) e = Mul(r, f) y = MatMul(e, k)",
+        "r = Tanh(q) e = Mul(r, f) y = MatMul(e, k)",
         "e = Mul(q, f2) y = MatMul(e, k)",  # not one number
         "e = Mul(q, zero) y = MatMul(e, k)",
         "e = Mul(q, f5) t = Reshape(e, s4) y = MatMul(t, k)",  # adds a dimension

@@ -21,6 +21,7 @@ from onnxlathe_passes.counting_gathers import CountingGather
 from onnxlathe_passes.cse import CommonSubexpressions
 from onnxlathe_passes.dead import Dead
 from onnxlathe_passes.dedup import Dedup
+from onnxlathe_passes.elements_late import ElementsLate
 from onnxlathe_passes.flat_gemm import FlatGemm
 from onnxlathe_passes.fold import Fold
 from onnxlathe_passes.fold_scale import FoldScale
@@ -198,6 +199,7 @@ PASSES: list[type[Pass]] = [
     MergeProjections,
     JointNorms,
     SplitLate,
+    ElementsLate,
     CausalAttention,
     UnrolledSteps,
     AttentionLayout,

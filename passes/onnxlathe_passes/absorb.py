@@ -19,13 +19,14 @@ from onnxlathe_passes.conditions import FLOATS, HALVES, Array, from_front, numbe
 from onnxlathe_passes.noop_views import permutation
 from onnxlathe_passes.regroup import static, stretches
 from onnxlathe_passes.rmsnorm import is_rms_scale
+from onnxlathe_passes.slices import cuts
 from onnxlathe_passes.weights import may_copy
 
 _FAR = 32
 """So many operators are looked at for one factor."""
 _RANGE = 2.0**20
 _HALF_RANGE = 64.0
-_VIEWS = frozenset({"Identity", "Neg", "Unsqueeze", "Squeeze", "Expand", "Slice", "Flatten", "Tile"})
+_VIEWS = frozenset({"Identity", "Neg", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Tile"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Absorption:
     """What has to be multiplied for a value to carry a factor.
 
     Attributes:
-        apart: whether the elements that each Gather takes get a factor of their own, or all get the same.
+        apart: whether the elements that each Gather or Slice takes get a factor of their own, or all get the same.
         constants: node and input at which a constant is multiplied, and by what.
     """
 
@@ -185,10 +186,10 @@ def _split(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> 
     return plan.ask(part, Factor(np.concatenate(whole), axes[0]), (node, 0))
 
 
-def _gather(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
-    """Multiply what is gathered alone, if all that read the whole gather, and other elements along this axis."""
+def _taken(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    """Multiply what is taken alone, if all that read the whole take elements too, and others of this axis."""
     whole = node.inputs[0]
-    dims, mine = (dims_of(whole) if whole is not None else None), _gathered(node, plan.opset)
+    dims, mine = (dims_of(whole) if whole is not None else None), _places(node, plan.opset)
     if whole is None or dims is None or mine is None or not plan.apart:
         return factor.axis is None and plan.ask(whole, factor, (node, 0))
     axis, places, kept = mine
@@ -199,26 +200,45 @@ def _gather(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) ->
     spread[places] = factor.numbers
     uses = [(use.node, use.idx) for use in whole.uses()]
     for user, index in uses:
-        other = _gathered(user, plan.opset) if user is not node and index == 0 else mine
+        other = _places(user, plan.opset) if user is not node and index == 0 else mine
         if other is None or other[0] != axis or (user is not node and set(other[1]) & set(places)):
             return False
     # The other elements stay as they are, whoever reads them.
     return all(plan.ask(whole, Factor(spread, axis), use) for use in uses)
 
 
-def _gathered(node: ir.Node, opset: int) -> tuple[int, list[int], bool] | None:
-    """The axis along which a Gather takes elements, which ones, each once, and whether the axis stays."""
-    if node.op_type != "Gather" or node.domain != "" or node.inputs[0] is None:
+def _places(node: ir.Node, opset: int) -> tuple[int, list[int], bool] | None:
+    """The axis along which a Gather or Slice takes elements, which ones, each once, and whether the axis stays."""
+    dims = dims_of(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+    if dims is None or node.domain != "" or node.op_type not in ("Gather", "Slice"):
         return None
-    dims, indices = dims_of(node.inputs[0]), node.inputs[1]
-    axes = from_front([int(attribute(node, "axis", opset))], len(dims) if dims is not None else None)
-    places, shape = numbers(indices), dims_of(indices) if indices is not None else None
-    size = dims[axes[0]] if dims is not None and axes else None
-    if not axes or places is None or shape is None or len(shape) > 1 or not isinstance(size, int):
+    if node.op_type == "Slice":
+        cut = cuts(node, opset)
+        if cut is None or len(cut) != 1:
+            return None
+        ((axis, part),) = cut.items()
+        size = dims[axis]
+        if not isinstance(size, int):
+            return None
+        return axis, list(range(size)[part.start : part.end : part.step]), True
+    axes = from_front([int(attribute(node, "axis", opset))], len(dims))
+    indices = node.inputs[1]
+    given, shape = numbers(indices), dims_of(indices) if indices is not None else None
+    size = dims[axes[0]] if axes else None
+    if not axes or given is None or shape is None or len(shape) > 1 or not isinstance(size, int):
         return None
-    found = [place + size if place < 0 else place for place in places]
+    found = [place + size if place < 0 else place for place in given]
     fine = len(set(found)) == len(found) and all(0 <= place < size for place in found)
     return (axes[0], found, len(shape) == 1) if fine else None
+
+
+def _homogeneous(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
+    """f(c·x) = c·f(x) for one positive number c."""
+    if factor.axis is not None or not (factor.numbers > 0).all() or any(o.uses() for o in node.outputs[1:]):
+        return False
+    if attribute(node, "extrapolation_value", plan.opset):
+        return False
+    return plan.ask(node.inputs[0], factor, (node, 0))
 
 
 def _sum(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
@@ -305,7 +325,8 @@ _STEPS: dict[str, Callable[[Absorption, ir.Node, ir.Value, Factor], bool]] = {
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Split": _split,
-    "Gather": _gather,
+    "Gather": _taken,
+    "Slice": _taken,
     "Add": _sum,
     "Sub": _sum,
     "Mul": _product,
@@ -316,4 +337,9 @@ _STEPS: dict[str, Callable[[Absorption, ir.Node, ir.Value, Factor], bool]] = {
     "LayerNormalization": _normalization,
     "RMSNormalization": _normalization,
     "Conv": _conv,
+    **dict.fromkeys(
+        ("Relu", "LeakyRelu", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"), _homogeneous
+    ),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceSum", "ReduceMean"), _homogeneous),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth", "Resize"), _homogeneous),
 }
