@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -48,7 +48,7 @@ class CommonSubexpressions(Pass):
     """
 
     def run(self, model: Model, context: Context) -> int:
-        pure = _pure_functions(model)
+        pure = pure_functions(model)
         changes = _Search(self.name, context, model.opset, pure).graph(model.graph, [])
         for function in model.ir.functions.values():
             opset = function.opset_imports.get("", model.opset)
@@ -73,7 +73,7 @@ class _Search:
         for node in graph:
             for inner in subgraphs(node):
                 changes += self.graph(inner, scopes)
-            key = self.key(node)
+            key = key_of(node, self.opset, self.pure, node.inputs)
             if key is None:
                 continue
             kept = next((scope[key] for scope in scopes if key in scope), None)
@@ -82,27 +82,6 @@ class _Search:
             elif self.share(kept, node):
                 changes += 1
         return changes
-
-    def key(self, node: ir.Node) -> Key | None:
-        """Equal for two nodes that compute the same; `None` where that cannot be told."""
-        if not is_deterministic(node, self.pure) or not node.outputs:
-            return None
-        defaults = attribute_defaults(node.op_type, node.domain, self.opset)
-        attributes = []
-        for name, held in node.attributes.items():
-            content = _content(held)
-            if content is None:
-                return None
-            if held.is_ref() or name not in defaults or defaults[name] != _plain(held.value):
-                attributes.append((name, content))
-        inputs = list(node.inputs)
-        while inputs and inputs[-1] is None:
-            inputs.pop()
-        if node.op_type in COMMUTATIVE and node.domain == "":
-            inputs.sort(key=id)
-        # The number of its outputs is part of what a Split means.
-        parts = len(node.outputs) if node.op_type == "Split" or node.domain != "" else 0
-        return (node.domain, node.op_type, node.overload, parts, *inputs, *sorted(attributes, key=_name))
 
     def share(self, kept: ir.Node, node: ir.Node) -> bool:
         """Let the outputs of `kept` stand for those of `node`."""
@@ -127,6 +106,37 @@ class _Search:
         return True
 
 
+def key_of(
+    node: ir.Node, opset: int, pure: frozenset[tuple[str, str, str]], inputs: Sequence[Hashable]
+) -> Key | None:
+    """Equal for two nodes that compute the same; `None` where that cannot be told.
+
+    Args:
+        node: any node.
+        opset: version of its default operator set.
+        pure: the model-local functions that are deterministic.
+        inputs: what its inputs are, the same object for the same value; `None` for one that is left out.
+    """
+    if not is_deterministic(node, pure) or not node.outputs:
+        return None
+    defaults = attribute_defaults(node.op_type, node.domain, opset)
+    attributes = []
+    for name, held in node.attributes.items():
+        content = _content(held)
+        if content is None:
+            return None
+        if held.is_ref() or name not in defaults or defaults[name] != _plain(held.value):
+            attributes.append((name, content))
+    given = list(inputs)
+    while given and given[-1] is None:
+        given.pop()
+    if node.op_type in COMMUTATIVE and node.domain == "":
+        given.sort(key=id)
+    # The number of its outputs is part of what a Split means.
+    parts = len(node.outputs) if node.op_type == "Split" or node.domain != "" else 0
+    return (node.domain, node.op_type, node.overload, parts, *given, *sorted(attributes, key=_name))
+
+
 def is_deterministic(node: ir.Node, pure: frozenset[tuple[str, str, str]]) -> bool:
     """Whether the node computes the same each time it is given the same inputs.
 
@@ -144,7 +154,7 @@ def is_deterministic(node: ir.Node, pure: frozenset[tuple[str, str, str]]) -> bo
     return node.op_type not in _RANDOM
 
 
-def _pure_functions(model: Model) -> frozenset[tuple[str, str, str]]:
+def pure_functions(model: Model) -> frozenset[tuple[str, str, str]]:
     """The model-local functions that are deterministic throughout."""
     bodies = {(f.domain, f.name, f.overload): list(_nodes(f.graph)) for f in model.ir.functions.values()}
     pure: frozenset[tuple[str, str, str]] = frozenset()

@@ -97,7 +97,8 @@ class _Folder:
         if node.op_type == "Constant":
             return self.lift(node, depth)
         if node.op_type == "If":
-            return inline_branch(node, self.context, self.options.name)
+            bare = self.in_function and depth == 0
+            return inline_branch(node, self.context, self.options.name, in_function=bare)
         if node.op_type in ("Loop", "Scan"):
             return self.write_out(node, extents, depth)
         if self.is_identity_of_constant(node):
