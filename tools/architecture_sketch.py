@@ -67,13 +67,13 @@ def token_ids(batch: int = 2, length: int = 64) -> torch.Tensor:
     return torch.randint(1, 900, (batch, length))
 
 
-def text(mask: bool) -> tuple[dict[str, torch.Tensor], dict[str, Axes]]:
+def text(mask: bool, batch: int = 2, length: int = 64) -> tuple[dict[str, torch.Tensor], dict[str, Axes]]:
     """Token ids, with or without an attention mask, and their dynamic axes.
 
     Decoders need the mask for the TorchScript exporter: without one, transformers looks for packed sequences
     in the position ids, with an operator that this exporter does not know.
     """
-    ids = token_ids()
+    ids = token_ids(batch, length)
     inputs = {"input_ids": ids}
     if mask:
         inputs["attention_mask"] = torch.ones_like(ids)

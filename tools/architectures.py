@@ -83,6 +83,21 @@ def llama(size: Size, exporter: Exporter) -> Example:
     return named(tr.LlamaForCausalLM(config), *text(mask=exporter == "ts"), "logits")
 
 
+def llama1024(size: Size, exporter: Exporter) -> Example:
+    """Twelve layers of the same of 1024, for eight prompts of 256: the one that is timed on a GPU."""
+    config = tr.LlamaConfig(
+        vocab_size=32000 if size == "full" else 900,
+        hidden_size=1024 if size == "full" else 32,
+        intermediate_size=2816 if size == "full" else 80,
+        num_hidden_layers=12 if size == "full" else 2,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        use_cache=False,
+        attn_implementation=ATTENTION[exporter],
+    )
+    return named(tr.LlamaForCausalLM(config), *text(exporter == "ts", batch=8, length=256), "logits")
+
+
 def whisperenc(size: Size, exporter: Exporter) -> Example:
     """Whisper's encoder (whisper-tiny when full): two Conv1d over the spectrogram, then a Transformer."""
     shape = {"d_model": 384, "layers": 4, "attention_heads": 6, "ffn_dim": 1536}
@@ -190,7 +205,7 @@ def lstm(size: Size, exporter: Exporter) -> Example:
 
 ARCHITECTURES: dict[str, Callable[[Size, Exporter], Example]] = {
     build.__name__: build
-    for build in (resnet, vit, bert, gpt2, llama, whisperenc, clip, unet, lstm, *TEXT, *VISION)
+    for build in (resnet, vit, bert, gpt2, llama, llama1024, whisperenc, clip, unet, lstm, *TEXT, *VISION)
 }
 
 

@@ -35,7 +35,7 @@ class Export:
     """One exported model: an architecture, an exporter, an opset.
 
     `ts` is the TorchScript exporter (dynamic axes, nothing folded, eager attention as people export it);
-    `dyn` is the torch.export-based one, unoptimized. `static` freezes all axes: batch 1, sequence 64.
+    `dyn` is the torch.export-based one, unoptimized. `static` freezes all axes: sequence 64, and batch 1 unless `whole`.
     """
 
     architecture: str
@@ -43,6 +43,7 @@ class Export:
     opset: int
     static: bool = False
     label: str = ""
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -98,6 +99,7 @@ CORPUS_EXPORTS = [
     Export("unet", "dyn", 20, label="unet_dyn"),
     Export("whisperenc", "dyn", 20, label="whisperenc_dyn"),
     Export("lstm", "ts", 17, label="lstm_ts"),
+    Export("llama1024", "dyn", 20, static=True, whole=True, label="llama1024_dyn"),
 ]
 
 MORE = (
@@ -130,7 +132,7 @@ def write_export(export: Export, size: Literal["tiny", "full"], path: Path) -> N
         "opset_version": export.opset,
     }
     # A batch of one would make torch.export take the batch for a constant, so examples have two.
-    tensors = tuple(t[:1] if export.static else t for t in example.inputs.values())
+    tensors = tuple(t[:1] if export.static and not export.whole else t for t in example.inputs.values())
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if export.exporter == "ts":
