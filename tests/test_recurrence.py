@@ -657,3 +657,90 @@ def test_state_of_zeros_that_was_folded_away() -> None:
         (node,) = (n for n in after.graph.node if n.op_type == kind)
         assert len(node.input) == 4  # no initial state
         assert_same(before, after, samples(before, 0), samples(before, 1))
+
+
+# --- Layers before and after -------------------------------------------------------------------------------
+
+
+def test_layers_within_the_loop_over_time() -> None:
+    """What is done to each step alike leaves the loop, written out or not."""
+    writer = Writer()
+    h, c, outs = "h", "c", []
+    for step in range(5):
+        x = writer.new(f"Gather<axis=1>(x, {writer.constant(np.array(step))})")
+        x = writer.op(
+            "Relu", writer.op("Gemm<transB=1>", x, writer.weight("wi", X, X), writer.weight("bi", X))
+        )
+        h, c = writer.lstm("joined", x, h, c)
+        out = writer.op("Softmax<axis=-1>", writer.op("MatMul", h, writer.weight("wo", H, 2)))
+        outs.append(writer.unsqueeze(out, 1))
+    writer.lines.append(f"y = Concat<axis=1>({', '.join(outs)})")
+    before = writer.text(f"float[n, 5, {X}] x, float[n, {H}] h, float[n, {H}] c", "float[n, 5, 2] y")
+    after = optimized(before, "shapes,fold,tidy,fuse(recurrence,joint_steps),tidy")
+    assert sorted(operators(after)) == sorted(
+        ["MatMul", "Add", "Relu", "Transpose", "Unsqueeze", "Unsqueeze", "LSTM", "Squeeze", "MatMul", "Softmax", "Transpose"]
+    )  # fmt: skip
+    assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(SIZES)))
+
+
+@pytest.mark.parametrize("scale", ["wi", "[n, 3] s"])
+def test_layers_within_the_body(scale: str) -> None:
+    """A weight may lie in the body; what varies with the batch is no weight."""
+    writer = Writer()
+    for name, shape in {"wi": (X, X), "wo": (H, 2), "k": (X + H, 4 * H)}.items():
+        writer.weight(name, *shape)
+    factor = "half" if scale == "wi" else "s"
+    writer.weights["yes"] = np.array(True)
+    sizes, axis = writer.ints(H, H, H, H), writer.constant(np.array(1))
+    before = parse(
+        f"""g (float[n, t, {X}] x, float[n, {X}] s, float[n, {H}] h, float[n, {H}] c) => (float[t, n, 2] y) {{
+            size = Shape(x)
+            most = Gather(size, {axis})
+            hl, cl, y = Loop<body = body (int64 i, bool go, float[n, {H}] hi, float[n, {H}] ci)
+                => (bool on, float[n, {H}] ho, float[n, {H}] co, float[n, 2] each) {{
+                half = Constant<value = float[1, 3] {{0.5, 0.25, 2.0}}> ()
+                xi = Gather<axis=1>(x, i)
+                p = MatMul(xi, wi)
+                q = Mul(p, {factor})
+                r = Tanh(q)
+                both = Concat<axis=1>(hi, r)
+                total = MatMul(both, k)
+                gi, gf, gc, go2 = Split<axis=1>(total, {sizes})
+                si = Sigmoid(gi)
+                sf = Sigmoid(gf)
+                so = Sigmoid(go2)
+                tc = Tanh(gc)
+                kept = Mul(sf, ci)
+                put = Mul(si, tc)
+                co = Add(kept, put)
+                tco = Tanh(co)
+                ho = Mul(so, tco)
+                out = MatMul(ho, wo)
+                each = Sigmoid(out)
+                on = Identity(yes)
+            }}>(most, yes, h, c)
+        }}""",
+        weights=writer.weights,
+    )
+    after = optimized(before, PIPELINE)
+    assert recurrent(after) == (["LSTM"] if scale == "wi" else [])
+    assert ("Loop" in operators(after)) is (scale != "wi")
+    assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(SIZES)))
+
+
+def test_context_is_first_state_and_input_alike() -> None:
+    """A decoder that gets what the encoder left in each of its steps."""
+    writer = Writer()
+    h = "h"
+    for step in range(3):
+        h, _ = writer.gru("torch", writer.new(f"Gather<axis=1>(x, {writer.constant(np.array(step))})"), h, "")
+    context, outs = h, []
+    for _ in range(3):
+        own = writer.op("Gemm", h, writer.weight("r", H, H), writer.weight("d", H))
+        h = writer.op("Tanh", writer.op("Add", own, writer.op("MatMul", context, writer.weight("w", H, H))))
+        outs.append(writer.unsqueeze(h, 1))
+    writer.lines.append(f"y = Concat<axis=1>({', '.join(outs)})")
+    before = writer.text(f"float[n, 3, {X}] x, float[n, {H}] h", f"float[n, 3, {H}] y")
+    after = optimized(before, PIPELINE)
+    assert recurrent(after) == ["GRU", "RNN"]
+    assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(SIZES)))

@@ -118,10 +118,19 @@ def initial(op: Builder, value: ir.Value | None, batch: Any, size: int) -> ir.Va
     """
     if value is None or is_zero(value):
         return None
+    return single(op, value, batch, size)
+
+
+def single(op: Builder, value: ir.Value, batch: Any, size: int) -> ir.Value:
+    """A value of one step as (1, batch, size).
+
+    Raises:
+        NoMatch: it has another shape.
+    """
     dims = dims_of(value)
     if dims == (batch, size):
         return unsqueeze(op, value, [0])
-    require(dims == (1, batch, size), "a state before the first step has another shape")
+    require(dims == (1, batch, size), "a value of one step is not batch by features")
     return value
 
 

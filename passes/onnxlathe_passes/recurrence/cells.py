@@ -116,8 +116,11 @@ class Cell:
         fits = [t for t in terms if t.matrix.rows[1] - t.matrix.rows[0] == self.size]
         return list(dict.fromkeys(t.near for t in fits if t.near is not None))
 
-    def oriented(self, before: ir.Value | None) -> Oriented | None:
-        """The cell with this value as its state; `None` where a gate then does not fit."""
+    def oriented(self, before: ir.Value | None, like: Oriented | None = None) -> Oriented | None:
+        """The cell with this value as its state; `None` where a gate then does not fit.
+
+        Where the same value is also what goes in, the matrices of another step, `like`, tell which is which.
+        """
         if self.node is not None:
             return (
                 Oriented(self, before, self.inputs, (self.near,), (), ()) if before is self.before else None
@@ -126,7 +129,11 @@ class Cell:
         nears: dict[Place, ir.Value | None] = {}
         tables: list[dict[Place, Matrix]] = []
         for index, gate in enumerate(self.gates):
-            mine = [t for t in gate.terms if before is not None and t.near is before]
+            mine = [
+                t
+                for t in gate.terms
+                if before is not None and t.near is before and (like is None or t.matrix == like.own[index])
+            ]
             table = {t.place: t.matrix for t in gate.terms if t not in mine}
             if len(mine) > 1 or len(table) + len(mine) != len(gate.terms):
                 return None

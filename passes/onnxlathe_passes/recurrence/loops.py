@@ -14,6 +14,7 @@ from onnxlathe.rewrite import (
     Context,
     NoMatch,
     attribute,
+    is_constant,
     is_unused,
     reject,
     remove_unused,
@@ -21,6 +22,7 @@ from onnxlathe.rewrite import (
 )
 from onnxlathe_passes.conditions import int64, operand, producer
 from onnxlathe_passes.insert import insert, substitute
+from onnxlathe_passes.joint_steps import at_once
 from onnxlathe_passes.recurrence.body import Body, Carried
 from onnxlathe_passes.recurrence.build import (
     END,
@@ -30,12 +32,16 @@ from onnxlathe_passes.recurrence.build import (
     operator,
     over_time,
     shaped,
+    single,
     turned,
 )
 from onnxlathe_passes.recurrence.cells import Cell, Oriented
 from onnxlathe_passes.recurrence.formulas import cells_of
 from onnxlathe_passes.recurrence.places import Place, Step
 from onnxlathe_passes.views import squeeze, unsqueeze
+from onnxlathe_passes.weights import tensor_of
+
+_DEEP = 24
 
 Pair = tuple[ir.Value, ir.Value]
 
@@ -53,6 +59,7 @@ def fuse_loop(node: ir.Node, opset: int, context: Context, rule: str) -> bool:
         return False
     if not pairs or not context.permit(rule):
         return False
+    _bring_out(op, node.attributes["body"].as_graph())
     insert(op, node, context)
     fresh = set(op.nodes)
     for old, new in pairs:
@@ -62,6 +69,17 @@ def fuse_loop(node: ir.Node, opset: int, context: Context, rule: str) -> bool:
     remove_unused([made for made in op.nodes if is_unused(made)])
     context.record(rule, gone or [node], [made for made in op.nodes if made.graph is not None])
     return True
+
+
+def _bring_out(op: Builder, body: ir.Graph) -> None:
+    """Let the new nodes have constants of their own for those that lie in the body."""
+    for node in list(op.nodes):
+        for index, value in enumerate(node.inputs):
+            if value is None or value in op.constants or not is_constant(value):
+                continue
+            made_by = value.producer()
+            if (made_by.graph if made_by is not None else value.graph) is body:
+                node.replace_input_with(index, op.weight(tensor_of(value), value.name or ""))
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,7 @@ class _Recurrences:
         self.body = body
         self.into = {carried.before: carried for carried in body.carried}
         self.made: dict[ir.Value, _Made] = {}
+        self.joint: dict[ir.Value, ir.Value] = {}
         self.finals: dict[ir.Value, ir.Value] = {}  # what is carried -> what it is at last, (1, batch, size)
 
     def replacements(self) -> list[Pair]:
@@ -132,7 +151,7 @@ class _Recurrences:
 
     def make(self, step: Oriented, carried: Carried, memory: Carried | None) -> None:
         op, cell = self.op, step.cell
-        mark = op.mark()
+        mark, joint = op.mark(), dict(self.joint)
         try:
             batch = batch_of(cell.result)
             backwards, inputs = self.inputs(step, batch)
@@ -142,6 +161,7 @@ class _Recurrences:
             made = operator(op, step, inputs, states, backwards)
         except NoMatch:
             op.rewind(mark)
+            self.joint = joint
             raise
         self.made[cell.result] = _Made(made, squeeze(op, made.outputs[0], [1]), backwards)
         self.finals[carried.before] = made.outputs[1]
@@ -156,7 +176,7 @@ class _Recurrences:
         known = [span.backwards for span in spans if span is not None]
         earlier = [self.made[near] for near in step.nears if near is not None and near in self.made]
         known += [made.backwards for made in earlier]
-        backwards = bool(known) and all(known)
+        backwards = len(known) == len(spans) and all(known)
         inputs = []
         for index, (span, place, near) in enumerate(zip(spans, step.inputs, step.nears, strict=True)):
             if span is not None:
@@ -164,8 +184,14 @@ class _Recurrences:
             elif near is not None and near in self.made:
                 made = self.made[near]
                 inputs.append(made.flat if made.backwards == backwards else turned(self.op, made.flat, 0))
-            else:
+            elif place.axis is None and self.body.outside(place.value):
                 inputs.append(self.repeated(place, batch, step.width(index)))
+            else:
+                require(
+                    near is not None and dims_of(near) == (batch, step.width(index)),
+                    "what goes in is no vector",
+                )
+                inputs.append(self.lifted(near))  # type: ignore[arg-type]
         return backwards, inputs
 
     def span(self, place: Place) -> Span:
@@ -192,10 +218,8 @@ class _Recurrences:
     def repeated(self, place: Place, batch: Any, width: int) -> ir.Value:
         """What goes in alike in every iteration."""
         trips = self.body.trips
-        fits = place.axis is None and self.body.outside(place.value)
-        require(fits and isinstance(trips, int), "what goes in is made in the loop")
-        require(dims_of(place.value) == (batch, width), "what goes in is no vector")
-        once = unsqueeze(self.op, place.value, [0])
+        require(isinstance(trips, int), "how often what goes in is repeated is not known")
+        once = single(self.op, place.value, batch, width)
         result: ir.Value = self.op.Expand(once, int64([trips, 1, 1]))
         return result
 
@@ -248,8 +272,33 @@ class _Recurrences:
         """The states of all iterations as (time, batch, size), the first or the last iteration first."""
         made = self.made.get(self.body.bare(each))
         if made is None:
-            reject("what it leaves behind is no state of a cell")
+            require(len(dims_of(each) or ()) == 2, "what it leaves behind is no vector")
+            joint = self.lifted(each)
+            return turned(self.op, joint, 0) if backwards else joint
         return made.flat if made.backwards == backwards else turned(self.op, made.flat, 0)
+
+    def lifted(self, value: ir.Value, depth: int = 0) -> ir.Value:
+        """A vector that is made in the loop, of all iterations: (time, batch, features), in their order.
+
+        What is not part of a recurrence needs no loop.
+        """
+        value = self.body.real(value)
+        if value in self.joint:
+            return self.joint[value]
+        if (made := self.made.get(self.body.bare(value))) is not None and len(dims_of(value) or ()) == 2:
+            return turned(self.op, made.flat, 0) if made.backwards else made.flat
+        place, dims = self.body.place(value), dims_of(value)
+        if isinstance(place.index, Step) and dims is not None and len(dims) == 2 and isinstance(dims[1], int):
+            found = over_time(self.op, place, self.span(place), dims[0], dims[1], False)
+        else:
+            node = value.producer()
+            if node is None or node.graph is not self.body.graph or depth > _DEEP:
+                reject("what goes in is made in the loop")
+            operands = [None if own is None or is_constant(self.body.real(own)) else self.lifted(own, depth + 1)
+                        for own in node.inputs]  # fmt: skip
+            found = at_once(self.op, node, operands, self.body.real)
+        self.joint[value] = found
+        return found
 
     def moved(self, x: ir.Value, axis: int, rank: int) -> ir.Value:
         """The tensor with its first axis somewhere else."""

@@ -27,12 +27,13 @@ from onnxlathe_passes.recurrence.build import (
     operator,
     over_time,
     shaped,
+    single,
     span_of,
 )
 from onnxlathe_passes.recurrence.cells import Cell, Oriented, starts_from_zero
 from onnxlathe_passes.recurrence.formulas import cells_of
 from onnxlathe_passes.recurrence.places import Place, Scope
-from onnxlathe_passes.views import squeeze, unsqueeze
+from onnxlathe_passes.views import squeeze
 
 
 class Chains:
@@ -80,9 +81,16 @@ class Chains:
         return False
 
     def _last(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Cells that no cell of their kind goes on from."""
-        goes_on = {state for cell in cells for state in cell.states() if self._before(cell, state)}
-        return [cell for cell in cells if cell.result not in goes_on]
+        """Cells that end a recurrence: they go on from another step, and no other step from them."""
+        ends: list[Cell] = []
+        inner: set[Cell] = set()
+        for cell in cells:
+            steps = [step for state in cell.states() if (step := cell.oriented(state)) is not None]
+            before = [found.cell for step in steps if (found := self.previous(step)) is not None]
+            inner.update(before)
+            if before:
+                ends.append(cell)
+        return [cell for cell in ends if cell not in inner]
 
     def _before(self, cell: Cell, state: ir.Value) -> list[Cell]:
         """The cells that hand this state on to `cell`."""
@@ -112,7 +120,7 @@ class Chains:
             return None
         for cell in self._before(step.cell, step.before):
             for state in cell.states():
-                found = cell.oriented(state)
+                found = cell.oriented(state, step)
                 if found is not None and found.same(step):
                     return found
             found = cell.oriented(None)
@@ -185,12 +193,12 @@ def _span(places: Sequence[Place]) -> Span | None:
 
 def _stacked(op: Builder, values: Sequence[ir.Value | None], batch: object, width: int) -> ir.Value:
     """What goes into the steps, each a value of its own (or all the same one), as one tensor."""
-    require(all(v is not None and dims_of(v) == (batch, width) for v in values), "what goes in is no vector")
-    if len(set(values)) == 1:
-        once = unsqueeze(op, values[0], [0])
-        repeated: ir.Value = op.Expand(once, int64([len(values), 1, 1]))
+    parts = [single(op, value, batch, width) for value in dict.fromkeys(values) if value is not None]
+    if len(parts) == 1 < len(values) and None not in values:
+        repeated: ir.Value = op.Expand(parts[0], int64([len(values), 1, 1]))
         return repeated
-    joined: ir.Value = op.Concat(*(unsqueeze(op, value, [0]) for value in values), axis=0)
+    require(len(parts) == len(values), "what goes in is partly repeated")
+    joined: ir.Value = op.Concat(*parts, axis=0)
     return joined
 
 

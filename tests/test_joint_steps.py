@@ -1,0 +1,89 @@
+"""What is done to every step alike, and steps that are put together again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from helpers import Array, assert_same, check, operators, optimized, parse, samples
+
+
+def test_restack() -> None:
+    text = """g (float[3, n, m] x) => (float[n, 3, m] y) {
+        a = Gather<axis=0>(x, zero)
+        b = Gather<axis=0>(x, one)
+        c = Gather<axis=0>(x, two)
+        d = Unsqueeze(a, axis)
+        e = Unsqueeze(b, axis)
+        f = Unsqueeze(c, axis)
+        y = Concat<axis=1>(d, e, f)
+    }"""
+    weights = {"zero": np.array(0), "one": np.array(1), "two": np.array(-1), "axis": np.array([1])}
+    check(text, "shapes,fold,tidy", ["Transpose"], weights=weights)
+    check(text, "shapes,fold,tidy", ["Gather", "Transpose"], weights={**weights, "one": np.array(2)})
+    check(text.replace("float[3,", "float[4,"), "shapes,fold,tidy", ["Gather", "Transpose"], weights=weights)
+    check(
+        text.replace("Concat<axis=1>(d, e, f)", "Concat<axis=1>(d, e, d)"),
+        "shapes,fold,tidy",
+        ["Gather", "Transpose"],
+        weights=weights,
+    )
+
+
+def test_restack_in_the_place_of_an_axis_of_size_1() -> None:
+    text = """g (float[3, 1, n, 4] x) => (float[3, n, 4] y) {
+        a = Gather<axis=0>(x, zero)
+        b = Gather<axis=0>(x, one)
+        c = Gather<axis=0>(x, two)
+        y = Concat<axis=0>(a, b, c)
+    }"""
+    weights = {"zero": np.array(0), "one": np.array(1), "two": np.array(2)}
+    check(text, "shapes,fold,tidy", ["Squeeze"], weights=weights, sizes=({"n": 2}, {"n": 5}))
+    other = text.replace("float[3, 1,", "float[3, 2,").replace("(float[3, n, 4] y)", "(float[6, n, 4] y)")
+    check(other, "shapes,fold,tidy", None, weights=weights, sizes=({"n": 2},))
+
+
+def steps_alike(change: str = "", shared: str = "w") -> tuple[str, dict[str, Array]]:
+    """Three steps of Relu(x·w + b), stacked."""
+    lines = []
+    for i in range(3):
+        other = change if i == 2 else ""
+        lines += [
+            f"s{i} = Gather<axis=1>(x, k{i})",
+            f"p{i} = MatMul(s{i}, {other or shared})",
+            f"q{i} = Add(p{i}, b)",
+            f"r{i} = Relu(q{i})",
+            f"u{i} = Unsqueeze(r{i}, axis)",
+        ]
+    lines.append("y = Concat<axis=1>(u0, u1, u2)")
+    weights = {f"k{i}": np.array(i) for i in range(3)} | {"axis": np.array([1])}
+    random = np.random.default_rng(0)
+    weights |= {"w": random.standard_normal((4, 4)).astype(np.float32), "b": np.arange(4).astype(np.float32)}
+    weights["v"] = weights["w"] + 1
+    return "g (float[n, 3, 4] x, float[4, 4] m) => (float[n, 3, 4] y) {\n" + "\n".join(lines) + "\n}", weights
+
+
+def test_steps_done_at_once() -> None:
+    pipeline = "shapes,fold,tidy,fuse(joint_steps),tidy"
+    text, weights = steps_alike()
+    check(text, pipeline, ["MatMul", "Add", "Relu"], weights=weights)
+    bias = {**weights, "b": np.ones((1, 4), np.float32)}
+    check(text, pipeline, ["MatMul", "Add", "Relu"], weights=bias)
+
+
+@pytest.mark.parametrize("change", ["v", "m"])
+def test_steps_done_differently(change: str) -> None:
+    """One step has another weight, or the weight is no constant."""
+    text, weights = steps_alike(change) if change == "v" else steps_alike(shared="m")
+    before = parse(text, weights=weights)
+    after = optimized(before, "shapes,fold,tidy,fuse(joint_steps),tidy")
+    assert operators(after).count("MatMul") == 3
+    assert_same(before, after, samples(before, n=2))
+
+
+def test_a_step_is_used_elsewhere() -> None:
+    text, weights = steps_alike()
+    text = text.replace("(float[n, 3, 4] y)", "(float[n, 3, 4] y, float[n, 4] z)")
+    before = parse(text.replace("y = Concat", "z = Neg(r1)\ny = Concat"), weights=weights)
+    after = optimized(before, "shapes,fold,tidy,fuse(joint_steps),tidy")
+    assert operators(after).count("MatMul") == 3
