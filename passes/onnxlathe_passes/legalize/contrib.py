@@ -28,7 +28,8 @@ T = ir.DataType
 _MS = "com.microsoft"
 
 
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+def attribute_of(node: ir.Node, name: str, default: Any) -> Any:
+    """An attribute, texts as such; `default` where it is left out."""
     own = node.attributes.get(name)
     if own is None:
         return default
@@ -40,17 +41,17 @@ def _attribute(node: ir.Node, name: str, default: Any) -> Any:
 def fused_matmul(op: Draft, node: ir.Node) -> ir.Value:
     """alpha * MatMul of operands whose last two (or first and last but one) axes are exchanged."""
     a, b = given(node, 0), given(node, 1)
-    if _attribute(node, "transBatchA", 0) or _attribute(node, "transBatchB", 0):
+    if attribute_of(node, "transBatchA", 0) or attribute_of(node, "transBatchB", 0):
         require(False, "exchanged batch axes")
     values = []
     for x, flag in ((a, "transA"), (b, "transB")):
         rank = rank_of(x)
-        if _attribute(node, flag, 0) and rank > 1:
+        if attribute_of(node, flag, 0) and rank > 1:
             order = [*range(rank - 2), rank - 1, rank - 2]
             x = op.Transpose(x, perm=order)
         values.append(x)
     result: ir.Value = op.MatMul(*values)
-    alpha = float(_attribute(node, "alpha", 1.0))
+    alpha = float(attribute_of(node, "alpha", 1.0))
     return result if alpha == 1.0 else op.Mul(result, op.like(alpha, result))
 
 
@@ -82,7 +83,7 @@ def fast_gelu(op: Draft, node: ir.Node) -> ir.Value:
 def quick_gelu(op: Draft, node: ir.Node) -> ir.Value:
     """x * sigmoid(alpha * x)."""
     x = given(node, 0)
-    alpha = float(_attribute(node, "alpha", 1.702))
+    alpha = float(attribute_of(node, "alpha", 1.702))
     result: ir.Value = op.Mul(x, op.Sigmoid(op.Mul(x, op.like(alpha, x))))
     return result
 
@@ -131,7 +132,7 @@ def skip_layer_normalization(op: Draft, node: ir.Node) -> Sequence[ir.Value | No
     total = op.Add(x, skip)
     if bias is not None:
         total = op.Add(total, bias)
-    result = normalized(op, total, scale, beta, float(_attribute(node, "epsilon", 1e-12)), not simplified)
+    result = normalized(op, total, scale, beta, float(attribute_of(node, "epsilon", 1e-12)), not simplified)
     return [result, None, None, total if wanted(node, 3) else None]
 
 
@@ -139,40 +140,40 @@ def skip_layer_normalization(op: Draft, node: ir.Node) -> Sequence[ir.Value | No
 def simplified_layer_normalization(op: Draft, node: ir.Node) -> ir.Value:
     """Root mean square normalization over the last axis."""
     x = given(node, 0)
-    axis = int(_attribute(node, "axis", -1))
+    axis = int(attribute_of(node, "axis", -1))
     require(axis in (-1, rank_of(x) - 1) and not wanted(node, 1), "over several axes, or with statistics")
-    return normalized(op, x, given(node, 1), None, float(_attribute(node, "epsilon", 1e-5)), False)
+    return normalized(op, x, given(node, 1), None, float(attribute_of(node, "epsilon", 1e-5)), False)
 
 
 @lowers(f"{_MS}::EmbedLayerNormalization")
 def embed_layer_normalization(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
     """The sum of word, position and segment embeddings, normalized; and how long each sequence is."""
-    ids, segments = given(node, 0), operand(node, 1)
-    word, position, segment, gamma, beta = (
-        given(node, 2),
-        given(node, 3),
-        operand(node, 4),
-        given(node, 5),
-        given(node, 6),
-    )
-    mask, places = operand(node, 7), operand(node, 8)
-    total = op.Gather(word, ids, axis=0)
+    ids, segments, segment = given(node, 0), operand(node, 1), operand(node, 4)
+    position, places = given(node, 3), operand(node, 8)
+    total = op.Gather(given(node, 2), ids, axis=0)
     if places is None:
-        length = op.Shape(ids, start=1, end=2)
-        row = op.Slice(position, op.ints([0]), length, op.ints([0]))
-        total = op.Add(total, op.unsqueeze(row, 0))
+        total = op.Add(total, op.unsqueeze(first_rows(op, position, ids), 0))
     else:
         total = op.Add(total, op.Gather(position, places, axis=0))
     if segments is not None and segment is not None:
         total = op.Add(total, op.Gather(segment, segments, axis=0))
-    result = normalized(op, total, gamma, beta, float(_attribute(node, "epsilon", 1e-12)), True)
-    lengths = None
-    if wanted(node, 1):
-        if mask is None:
-            lengths = op.cast(op.Mul(op.reduce("Sum", op.Mul(ids, 0), [1], False), 0), T.INT32)
-        else:
-            lengths = op.reduce("Sum", op.cast(mask, T.INT32), [1], False)
-    return [result, lengths, total if wanted(node, 2) else None]
+    epsilon = float(attribute_of(node, "epsilon", 1e-12))
+    result = normalized(op, total, given(node, 5), given(node, 6), epsilon, True)
+    return [result, lengths_of(op, node, ids, operand(node, 7)), total if wanted(node, 2) else None]
+
+
+def first_rows(op: Draft, table: ir.Value, ids: ir.Value) -> ir.Value:
+    """As many rows of a table as a sequence has places."""
+    result: ir.Value = op.Slice(table, op.ints([0]), op.Shape(ids, start=1, end=2), op.ints([0]))
+    return result
+
+
+def lengths_of(op: Draft, node: ir.Node, ids: ir.Value, mask: ir.Value | None) -> ir.Value | None:
+    """How many places of each row a mask keeps, the second output of embeddings; zeros where there is no mask."""
+    if not wanted(node, 1):
+        return None
+    counted = op.Mul(ids, 0) if mask is None else mask
+    return op.reduce("Sum", op.cast(counted, T.INT32), [1], False)
 
 
 _ACTIVATIONS = {"Relu", "Tanh", "Sigmoid"}
@@ -188,7 +189,7 @@ def fused_conv(op: Draft, node: ir.Node) -> ir.Value:
     if summand is not None:
         result = op.Add(result, summand)
     return _activated(
-        op, result, _attribute(node, "activation", ""), _attribute(node, "activation_params", ())
+        op, result, attribute_of(node, "activation", ""), attribute_of(node, "activation_params", ())
     )
 
 
@@ -197,9 +198,9 @@ def fused_gemm(op: Draft, node: ir.Node) -> ir.Value:
     """A Gemm and an activation."""
     attributes = {k: a.value for k, a in node.attributes.items() if not k.startswith("activation")}
     result = op.node("Gemm", list(node.inputs), attributes).outputs[0]
-    parameters = [_attribute(node, k, None) for k in ("activation_alpha", "activation_beta")]
+    parameters = [attribute_of(node, k, None) for k in ("activation_alpha", "activation_beta")]
     return _activated(
-        op, result, _attribute(node, "activation", ""), [p for p in parameters if p is not None]
+        op, result, attribute_of(node, "activation", ""), [p for p in parameters if p is not None]
     )
 
 
@@ -223,11 +224,12 @@ def _activated(op: Draft, x: ir.Value, kind: str, parameters: Sequence[float]) -
 @lowers(f"{_MS}::QuantizeLinear", f"{_MS}::DequantizeLinear")
 def standard_quantization(op: Draft, node: ir.Node) -> ir.Value:
     """The operators of the same name and meaning in ONNX."""
-    axis = int(_attribute(node, "axis", 1))
+    axis = int(attribute_of(node, "axis", 1))
     return op.node(node.op_type, list(node.inputs), {"axis": axis}).outputs[0]
 
 
-def _real(op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
+def real(op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
+    """The numbers that quantized ones stand for."""
     level = op.cast(x, T.FLOAT)
     if zero is not None:
         level = op.Sub(level, op.cast(zero, T.FLOAT))
@@ -235,7 +237,8 @@ def _real(op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.
     return result
 
 
-def _levels(op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None, to: ir.DataType) -> ir.Value:
+def levels(op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None, to: ir.DataType) -> ir.Value:
+    """Numbers quantized to an integer type."""
     from onnxlathe_passes.legalize.quantize import quantize
 
     return op.cast(quantize(op, x, scale, zero, to), to)
@@ -244,35 +247,35 @@ def _levels(op: Draft, x: ir.Value, scale: ir.Value, zero: ir.Value | None, to: 
 @lowers(f"{_MS}::QLinearAdd", f"{_MS}::QLinearMul")
 def q_linear_binary(op: Draft, node: ir.Node) -> ir.Value:
     """Dequantize both, add or multiply, quantize."""
-    a = _real(op, given(node, 0), given(node, 1), operand(node, 2))
-    b = _real(op, given(node, 3), given(node, 4), operand(node, 5))
+    a = real(op, given(node, 0), given(node, 1), operand(node, 2))
+    b = real(op, given(node, 3), given(node, 4), operand(node, 5))
     result = op.node(node.op_type[7:], [a, b]).outputs[0]
-    return _levels(op, result, given(node, 6), operand(node, 7), element_type(given(node, 0)))
+    return levels(op, result, given(node, 6), operand(node, 7), element_type(given(node, 0)))
 
 
 @lowers(f"{_MS}::QLinearSigmoid", f"{_MS}::QLinearLeakyRelu", f"{_MS}::QLinearSoftmax")
 def q_linear_unary(op: Draft, node: ir.Node) -> ir.Value:
     """Dequantize, apply, quantize."""
-    x = _real(op, given(node, 0), given(node, 1), operand(node, 2))
+    x = real(op, given(node, 0), given(node, 1), operand(node, 2))
     kind = node.op_type[7:]
     attributes: dict[str, Any] = {}
     if kind == "LeakyRelu":
-        attributes["alpha"] = float(_attribute(node, "alpha", 0.01))
+        attributes["alpha"] = float(attribute_of(node, "alpha", 0.01))
     if kind == "Softmax":
-        require(int(_attribute(node, "opset", 13)) >= 13, "the old Softmax over flattened axes")
-        attributes["axis"] = int(_attribute(node, "axis", -1))
+        require(int(attribute_of(node, "opset", 13)) >= 13, "the old Softmax over flattened axes")
+        attributes["axis"] = int(attribute_of(node, "axis", -1))
     result = op.node(kind, [x], attributes).outputs[0]
-    return _levels(op, result, given(node, 3), operand(node, 4), element_type(given(node, 0)))
+    return levels(op, result, given(node, 3), operand(node, 4), element_type(given(node, 0)))
 
 
 @lowers(f"{_MS}::QLinearAveragePool", f"{_MS}::QLinearGlobalAveragePool")
 def q_linear_pool(op: Draft, node: ir.Node) -> ir.Value:
     """Dequantize, average, quantize."""
-    require(not _attribute(node, "channels_last", 0), "channels last")
-    x = _real(op, given(node, 0), given(node, 1), operand(node, 2))
+    require(not attribute_of(node, "channels_last", 0), "channels last")
+    x = real(op, given(node, 0), given(node, 1), operand(node, 2))
     attributes = {k: a.value for k, a in node.attributes.items() if k != "channels_last"}
     result = op.node(node.op_type[7:], [x], attributes).outputs[0]
-    return _levels(op, result, given(node, 3), operand(node, 4), element_type(given(node, 0)))
+    return levels(op, result, given(node, 3), operand(node, 4), element_type(given(node, 0)))
 
 
 @lowers(f"{_MS}::QLinearConcat")
@@ -281,9 +284,9 @@ def q_linear_concat(op: Draft, node: ir.Node) -> ir.Value:
     scale, zero = given(node, 0), given(node, 1)
     parts = []
     for i in range(2, len(node.inputs), 3):
-        parts.append(_real(op, given(node, i), given(node, i + 1), operand(node, i + 2)))
-    joined = op.Concat(*parts, axis=int(_attribute(node, "axis", 1)))
-    return _levels(op, joined, scale, zero, element_type(given(node, 2)))
+        parts.append(real(op, given(node, i), given(node, i + 1), operand(node, i + 2)))
+    joined = op.Concat(*parts, axis=int(attribute_of(node, "axis", 1)))
+    return levels(op, joined, scale, zero, element_type(given(node, 2)))
 
 
 @lowers(f"{_MS}::QGemm")
@@ -291,9 +294,9 @@ def q_gemm(op: Draft, node: ir.Node) -> ir.Value:
     """A Gemm of integers, whose bias has the product of the scales; quantized where an output scale is given."""
     a, a_scale, a_zero, b, b_scale, b_zero = (given(node, i) for i in range(6))
     left, right = op.cast(a, T.FLOAT), op.cast(b, T.FLOAT)
-    if _attribute(node, "transA", 0):
+    if attribute_of(node, "transA", 0):
         left = op.Transpose(left, perm=[1, 0])
-    if _attribute(node, "transB", 0):
+    if attribute_of(node, "transB", 0):
         right = op.Transpose(right, perm=[1, 0])
     # B has a zero point and a scale for each column of the product, whichever way it lies.
     total = op.MatMul(op.Sub(left, op.cast(a_zero, T.FLOAT)), op.Sub(right, op.cast(b_zero, T.FLOAT)))
@@ -301,7 +304,7 @@ def q_gemm(op: Draft, node: ir.Node) -> ir.Value:
     if bias is not None:
         total = op.Add(total, op.cast(bias, T.FLOAT))
     scale = op.Mul(a_scale, b_scale)
-    alpha = float(_attribute(node, "alpha", 1.0))
+    alpha = float(attribute_of(node, "alpha", 1.0))
     if alpha != 1.0:
         scale = op.Mul(op.like(alpha, scale), scale)
     y_scale = operand(node, 7)
@@ -309,15 +312,15 @@ def q_gemm(op: Draft, node: ir.Node) -> ir.Value:
         result: ir.Value = op.Mul(total, scale)
         return result
     # One multiplication and one rounding, as ONNX Runtime has it: numbers half way stay half way.
-    levels = op.Mul(total, op.Div(scale, y_scale))
-    return _levels(op, levels, op.constant(np.float32(1)), operand(node, 8), element_type(node.outputs[0]))
+    numbers = op.Mul(total, op.Div(scale, y_scale))
+    return levels(op, numbers, op.constant(np.float32(1)), operand(node, 8), element_type(node.outputs[0]))
 
 
 @lowers(f"{_MS}::MatMulIntegerToFloat")
 def matmul_integer_to_float(op: Draft, node: ir.Node) -> ir.Value:
     """A MatMul of integers, times both scales, and a bias."""
     a, b, a_scale, b_scale = (given(node, i) for i in range(4))
-    product = op.MatMul(_real(op, a, a_scale, operand(node, 4)), _real(op, b, b_scale, operand(node, 5)))
+    product = op.MatMul(real(op, a, a_scale, operand(node, 4)), real(op, b, b_scale, operand(node, 5)))
     bias = operand(node, 6)
     result: ir.Value = product if bias is None else op.Add(product, bias)
     return result
@@ -329,8 +332,8 @@ def dynamic_quantize_matmul(op: Draft, node: ir.Node) -> ir.Value:
     from onnxlathe_passes.legalize.quantized import dynamic_levels
 
     a, b, b_scale = (given(node, i) for i in range(3))
-    levels, scale, zero = dynamic_levels(op, a)
-    product = op.MatMul(_real(op, levels, scale, zero), _real(op, b, b_scale, operand(node, 3)))
+    numbers, scale, zero = dynamic_levels(op, a)
+    product = op.MatMul(real(op, numbers, scale, zero), real(op, b, b_scale, operand(node, 3)))
     bias = operand(node, 4)
     result: ir.Value = product if bias is None else op.Add(product, bias)
     return result

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import reject, require
-from onnxlathe_passes.legalize.contrib import _attribute
+from onnxlathe_passes.legalize.contrib import attribute_of
 from onnxlathe_passes.legalize.draft import (
     Draft,
     element_type,
@@ -49,11 +49,11 @@ def _attended(
     masks: Sequence[ir.Value],
 ) -> ir.Value:
     """softmax(q k^T * scale + masks) v for [batch, heads, length, size]."""
-    scale = float(_attribute(node, "scale", 0.0)) or 1.0 / math.sqrt(extent(query, -1))
+    scale = float(attribute_of(node, "scale", 0.0)) or 1.0 / math.sqrt(extent(query, -1))
     scores = op.Mul(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), op.like(scale, query))
     for mask in masks:
         scores = op.Add(scores, mask)
-    if _attribute(node, "unidirectional", 0):
+    if attribute_of(node, "unidirectional", 0):
         lowest = float(np.finfo(np.float16 if element_type(query) == T.FLOAT16 else np.float32).min)
         scores = op.Where(_future(op, query, key), op.like(lowest, scores), scores)
     result: ir.Value = op.MatMul(op.Softmax(scores, axis=-1), value)
@@ -72,7 +72,7 @@ def _padding(op: Draft, node: ir.Node, mask: ir.Value, like: ir.Value, length_of
     """A mask of keys as a summand."""
     rank = rank_of(mask)
     require(rank < 4, "a mask of Megatron")
-    low = op.like(float(_attribute(node, "mask_filter_value", -10000.0)), like)
+    low = op.like(float(attribute_of(node, "mask_filter_value", -10000.0)), like)
     if rank == 1:
         seen = _within(op, mask, like, positions(op, op.Shape(length_of, start=2, end=3)))
     else:
@@ -104,15 +104,28 @@ def _within(op: Draft, mask: ir.Value, like: ir.Value, places: ir.Value) -> ir.V
 @lowers(f"{_MS}::Attention")
 def attention(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
     """Self-attention with its three projections in one."""
-    x, weights, bias = given(node, 0), given(node, 1), operand(node, 2)
-    mask, past, addend = operand(node, 3), operand(node, 4), operand(node, 5)
-    require(not _attribute(node, "do_rotary", 0) and operand(node, 6) is None, "rotary, or a shared buffer")
-    count = int(_attribute(node, "num_heads", 1))
+    weights, bias = given(node, 1), operand(node, 2)
+    require(operand(node, 6) is None, "a shared buffer")
     total = static_dims(weights)[1]
-    sizes = [int(s) for s in _attribute(node, "qkv_hidden_sizes", None) or [total // 3] * 3]
-    projected = op.MatMul(x, weights)
+    sizes = [int(s) for s in attribute_of(node, "qkv_hidden_sizes", None) or [total // 3] * 3]
+    projected = op.MatMul(given(node, 0), weights)
     if bias is not None:
         projected = op.Add(projected, bias)
+    return self_attended(op, node, projected, sizes, operand(node, 3), operand(node, 4), operand(node, 5))
+
+
+def self_attended(
+    op: Draft,
+    node: ir.Node,
+    projected: ir.Value,
+    sizes: Sequence[int],
+    mask: ir.Value | None,
+    past: ir.Value | None,
+    addend: ir.Value | None,
+) -> Sequence[ir.Value | None]:
+    """Attention of queries, keys and values that lie side by side, `sizes` of each; and the cache afterwards."""
+    require(not attribute_of(node, "do_rotary", 0), "rotary embedding inside")
+    count = int(attribute_of(node, "num_heads", 1))
     ends = [sum(sizes[: i + 1]) for i in range(3)]
     query, key, value = (
         split_heads(op, op.slice(projected, -1, e - s, e), count) for s, e in zip(sizes, ends, strict=True)
@@ -146,7 +159,7 @@ def multi_head_attention(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
 
 def _three(op: Draft, node: ir.Node, bias: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Queries, keys and values as [batch, heads, length, size], however they were packed."""
-    count = int(_attribute(node, "num_heads", 1))
+    count = int(attribute_of(node, "num_heads", 1))
     query, key, value = given(node, 0), operand(node, 1), operand(node, 2)
     if rank_of(query) == 5:
         require(key is None and value is None and bias is None, "packed queries, keys and values with more")
@@ -179,17 +192,17 @@ def _unpacked(op: Draft, packed: ir.Value, which: int) -> ir.Value:
 def rotary_embedding(op: Draft, node: ir.Node) -> ir.Value:
     """Pairs of numbers turned by an angle that grows with the position."""
     x, places, cosines, sines = (given(node, i) for i in range(4))
-    require(not _attribute(node, "is_packed_batching", 0), "ragged batches")
-    require(float(_attribute(node, "scale", 1.0)) == 1.0, "a scale")
+    require(not attribute_of(node, "is_packed_batching", 0), "ragged batches")
+    require(float(attribute_of(node, "scale", 1.0)) == 1.0, "a scale")
     rank = rank_of(x)
     half = extent(cosines, -1)
     if rank == 3:
         width = extent(x, -1)
-        x = split_heads(op, x, int(_attribute(node, "num_heads", 0)) or width // (2 * half))
+        x = split_heads(op, x, int(attribute_of(node, "num_heads", 0)) or width // (2 * half))
     if rank_of(places) == 1:  # the offset of all positions
         places = op.unsqueeze(op.Add(places, positions(op, op.Shape(x, start=2, end=3))), 0)
     angles = [op.unsqueeze(op.Gather(table, places, axis=0), 1) for table in (cosines, sines)]
-    result = turned(op, x, angles[0], angles[1], interleaved=bool(_attribute(node, "interleaved", 0)))
+    result = turned(op, x, angles[0], angles[1], interleaved=bool(attribute_of(node, "interleaved", 0)))
     return joined_heads(op, result) if rank == 3 else result
 
 

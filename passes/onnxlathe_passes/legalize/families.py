@@ -5,6 +5,8 @@ from onnxlathe_passes.legalize import (  # noqa: F401
     contrib,
     contrib_attention,
     contrib_grouped,
+    contrib_quantized,
+    contrib_renamed,
     contrib_weights,
     control,
     detection,

@@ -11,7 +11,7 @@ from onnxlathe.infer.ops_nn import conv, gemm, matmul_dims
 MICROSOFT = "com.microsoft"
 
 
-@rule("BiasGelu BiasSoftmax FastGelu Gelu QuickGelu GroupNorm RotaryEmbedding", domain=MICROSOFT)
+@rule("BiasGelu BiasSoftmax FastGelu Gelu QuickGelu GroupNorm RotaryEmbedding Trilu", domain=MICROSOFT)
 @rule("SimplifiedLayerNormalization FusedGelu")
 def like_first(n: NodeContext) -> None:
     """The first input's shape and type."""
@@ -43,6 +43,38 @@ def quantized_binary(n: NodeContext) -> None:
     n.out(0, n.dtype(0), broadcast(n.dims(0), n.dims(3)))
 
 
+@rule("QLinearWhere", domain=MICROSOFT)
+def quantized_where(n: NodeContext) -> None:
+    """Operands at 1 and 4, broadcast with the condition."""
+    n.out(0, n.dtype(1), broadcast(n.dims(0), broadcast(n.dims(1), n.dims(4))))
+
+
+@rule("SkipGroupNorm", domain=MICROSOFT)
+def skip_group_norm(n: NodeContext) -> None:
+    """The image's shape; the sum is the second output."""
+    n.out(0, n.dtype(0), n.dims(0))
+    n.out(1, n.dtype(0), n.dims(0))
+
+
+@rule("QAttention", domain=MICROSOFT)
+def quantized_attention(n: NodeContext) -> None:
+    """``(B, S, H)`` from input ``(B, S, C)`` and weights ``(C, 3*H)``."""
+    dims, weight = n.dims(0), n.dims(1)
+    hidden: DimLike = None
+    if weight is not None and len(weight) == 2 and weight[1] is not None:
+        hidden = floor_div(weight[1], 3)
+    n.out(0, n.dtype(3), None if dims is None else (*dims[:-1], hidden))
+
+
+@rule("QEmbedLayerNormalization", domain=MICROSOFT)
+def quantized_embed_layer_normalization(n: NodeContext) -> None:
+    """``(B, S, hidden)`` from token ids and the word embedding."""
+    ids, table = n.dims(0), n.dims(2)
+    if ids is not None and table is not None:
+        n.out(0, n.dtype(8), (*ids, table[-1]))
+        n.out(1, ir.DataType.INT32, ids[:1])
+
+
 @rule("QLinearSigmoid QLinearLeakyRelu QLinearSoftmax", domain=MICROSOFT)
 def quantized_unary(n: NodeContext) -> None:
     """The first input's shape and type."""
@@ -63,7 +95,7 @@ def fused_matmul(n: NodeContext) -> None:
     n.out(0, n.dtype(0), matmul_dims(a, b))
 
 
-@rule("MatMulNBits", domain=MICROSOFT)
+@rule("MatMulNBits MatMulBnb4", domain=MICROSOFT)
 def matmul_n_bits(n: NodeContext) -> None:
     """``(..., N)``, with N an attribute."""
     dims = n.dims(0)
