@@ -310,9 +310,7 @@ class _Job:
 
         text: str = self.options["passes"] or recipe.passes
         lowering = precision_item(self.options, self.notes)
-        if lowering:
-            text = around(lowering) if text == "default" else f"{text},{lowering}"
-        return text
+        return around(lowering, text) if lowering else text
 
     def engine_request(self, recipe: Recipe, output: Path) -> EngineRequest | None:
         """What engine to build; everything that can be refused is refused before the work."""

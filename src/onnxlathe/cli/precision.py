@@ -78,11 +78,8 @@ def precision_command(**options: Any) -> int:
     for name in ("shapes", "dims", "atol", "rtol"):
         options[name] = options[name] or getattr(recipe, name)
     options["plugins"] = [*recipe.plugins, *options["plugins"]]
-    options["after"] = ""
-    if options["passes"] is None:
-        options["passes"] = recipe.passes
-        if recipe.passes == "default":
-            options["passes"], options["after"] = BEFORE, AFTER
+    passes = options["passes"] or recipe.passes
+    options["passes"], options["after"] = (BEFORE[passes], AFTER) if passes in BEFORE else (passes, "")
     if not options["search"] and (searching := given(_SEARCHING)):
         raise UsageError(f"{searching[0]} is about the search", hint="ask for it: --search")
     if options["report"] is not None:

@@ -111,17 +111,17 @@ def precision_item(options: Mapping[str, Any], notes: list[str]) -> str:
     return str(Item("precision", chosen))
 
 
-BEFORE, AFTER = "O3", "attention,fuse,tidy"
-"""What runs around mixed precision, where no pipeline is asked for.
+BEFORE, AFTER = {"default": "O3", "ort": "ort"}, "attention,fuse,tidy"
+"""What runs around mixed precision, by the preset that is asked for.
 
 Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has kernels for
 Attention in half precision.
 """
 
 
-def around(lowering: str) -> str:
-    """The pipeline for mixed precision, where none is asked for."""
-    return f"{BEFORE},{lowering},{AFTER}"
+def around(lowering: str, passes: str = "default") -> str:
+    """The pipeline for mixed precision; a pipeline that somebody wrote is not added to after it."""
+    return f"{BEFORE[passes]},{lowering},{AFTER}" if passes in BEFORE else f"{passes},{lowering}"
 
 
 def keep_words(options: Mapping[str, Any], notes: list[str]) -> list[str]:
