@@ -341,3 +341,17 @@ def test_a_large_constant_of_sizes_that_turn_up_while_folding() -> None:
     table = np.arange(256 * 128, dtype=np.float32).reshape(256, 128)
     weights = {"table": table, "count": np.array(256, np.float32), "rest": np.array([128])}
     check(text, "fold", ["Add"], weights=weights)
+
+
+def test_what_a_branch_leaves_behind_is_folded_too() -> None:
+    """The branch is an Identity of a table; what is read from it is constant after the If has gone."""
+    text = """
+        g (float[n, 3] x) => (float[n, 3] y) {
+          s = Shape(table)  zero = Constant<value_int = 0>()  n0 = Gather(s, zero)  c = Equal(n0, zero)
+          t = If (c) <then_branch = a () => (float[5, 3] p) { p = Abs(table) },
+                      else_branch = b () => (float[5, 3] q) { q = Identity(table) }>
+          i = Constant<value_int = 2>()  row = Gather(t, i)  z = Add(x, row)  y = Relu(z)
+        }
+        """
+    table = np.arange(15, dtype=np.float32).reshape(5, 3)
+    check(text, "fold", ["Add", "Relu"], weights={"table": table})

@@ -23,6 +23,7 @@ from onnxlathe_passes.cse import CommonSubexpressions
 from onnxlathe_passes.dead import Dead
 from onnxlathe_passes.dedup import Dedup
 from onnxlathe_passes.elements_late import ElementsLate
+from onnxlathe_passes.einsum_units import EinsumUnits
 from onnxlathe_passes.flat_gemm import FlatGemm
 from onnxlathe_passes.fold import Fold
 from onnxlathe_passes.fold_scale import FoldScale
@@ -181,6 +182,7 @@ PASSES: list[type[Pass]] = [
     MoveChain,
     PointwiseConv,
     ReshapeTarget,
+    EinsumUnits,
     PrependedConstant,
     CountingGather,
     WrittenBlock,

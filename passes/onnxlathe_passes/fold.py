@@ -82,13 +82,17 @@ class _Folder:
         )
 
     def graph(self, graph: ir.Graph, extents: Extents, depth: int = 0) -> int:
-        changes = 0
+        changes = inlined = 0
         for node in graph:
             if node.graph is None:
                 continue
             for inner in subgraphs(node):
                 changes += self.graph(inner, extents.inside(inner), depth + 1)
-            changes += self.node(node, extents, depth)
+            count = self.node(node, extents, depth)
+            changes += count
+            inlined += count if node.op_type == "If" else 0
+        if inlined and not depth:  # what was in a branch stands before its If now, where nobody has looked
+            changes += self.graph(graph, Extents(graph))
         return changes
 
     def node(self, node: ir.Node, extents: Extents, depth: int) -> int:
