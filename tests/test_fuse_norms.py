@@ -200,7 +200,7 @@ def test_before_its_opset() -> None:
     ("op", "shape"),
     [
         ("Mul", (3, 4)),
-        ("Mul", (3, 1)),
+        ("Mul", (2, 3, 1)),
         ("Add", (3, 4)),
         ("Add", (2, 1, 1)),
         ("Mul", (1, 1, 1, 4)),

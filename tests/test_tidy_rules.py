@@ -185,6 +185,16 @@ FIRES = [
         ["ArgMax"],
     ),
     (
+        "reduce_keepdims",
+        "s = Constant<value_ints=[0, 4, 1]>()\n a = ReduceMean<axes=[2], keepdims=0>(x)\n y = Reshape(a, s)",
+        ["ReduceMean"],
+    ),
+    (
+        "reduce_keepdims",
+        "s = Constant<value_ints=[0, 6]>()\n a = ArgMax<axis=1>(x)\n y = Reshape(a, s)",
+        ["ArgMax"],
+    ),
+    (
         "reduce_chain",
         "a = ReduceMax<axes=[1], keepdims=0>(x)\n y = ReduceMax<axes=[1], keepdims=0>(a)",
         ["ReduceMax"],
@@ -341,6 +351,11 @@ MISSES = [
         "reduce_keepdims",
         "",
         "i = Constant<value_ints=[0]>()\n a = ReduceMean<axes=[2], keepdims=0>(x)\n y = Unsqueeze(a, i)",
+    ),
+    (
+        "reduce_keepdims",
+        "",
+        "s = Constant<value_ints=[0, 1, 4]>()\n a = ReduceMean<axes=[2], keepdims=0>(x)\n y = Reshape(a, s)",
     ),
     ("reduce_chain", "", "a = ReduceMax<axes=[1], keepdims=0>(x)\n y = ReduceMin<axes=[1], keepdims=0>(a)"),
     ("reduce_chain", "", "a = ReduceSumSquare<axes=[1]>(x)\n y = ReduceSumSquare<axes=[2]>(a)"),

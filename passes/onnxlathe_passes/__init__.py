@@ -34,8 +34,10 @@ from onnxlathe_passes.gemm import GemmFactors, GemmTranspose, MatMulAdd
 from onnxlathe_passes.global_pool import GlobalPool
 from onnxlathe_passes.grouped_heads import GroupedHeads
 from onnxlathe_passes.grouped_projection import GroupedProjection
+from onnxlathe_passes.groupnorm import GroupNorm
 from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
 from onnxlathe_passes.identity import Dropout, Identity
+from onnxlathe_passes.instancenorm import InstanceNorm
 from onnxlathe_passes.joint_norms import JointNorms
 from onnxlathe_passes.layernorm import LayerNorm
 from onnxlathe_passes.lean_constants import LeanConstants
@@ -165,6 +167,8 @@ PASSES: list[type[Pass]] = [
     AffineChain,
     LayerNorm,
     RMSNorm,
+    InstanceNorm,
+    GroupNorm,
     Gelu,
     Softplus,
     Sigmoid,

@@ -6,17 +6,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxlathe.rewrite import Builder, Pattern, PatternBuilder, Rule, RuleSet, any_of, const, require
-from onnxlathe_passes.elementwise import squared
+from onnxlathe.rewrite import Builder, Pattern, PatternBuilder, Rule, RuleSet, require
 from onnxlathe_passes.norms import (
     TakeBias,
     TakeCasts,
     TakeScale,
     epsilon_of,
-    mean,
     normalization,
-    over_root,
     reduced,
+    standardized,
 )
 
 
@@ -26,12 +24,7 @@ class _Core(Rule):
     def pattern(
         self, op: PatternBuilder, x: Pattern, epsilon: Pattern, axes1: Pattern, axes2: Pattern, axes3: Pattern
     ) -> Pattern:
-        average = mean(op, x, axes1, "axes1")
-        centred = op.Sub(x, average)
-        # Exporters compute the difference, or even the average, a second time.
-        again = any_of(centred, op.Sub(x, average), op.Sub(x, mean(op, x, axes3, "axes3")))
-        variance = mean(op, any_of(squared(op, centred), squared(op, again)), axes2, "axes2")
-        return over_root(op, centred, op.Add(variance, const(epsilon)))
+        return standardized(op, x, epsilon, axes1, axes2, axes3)
 
     def rewrite(
         self,

@@ -26,6 +26,7 @@ from onnxlathe.rewrite import (
     shared,
 )
 from onnxlathe_passes.conditions import FLOATS, HALVES
+from onnxlathe_passes.elementwise import squared
 
 _LARGEST = 1 << 26  # bytes of a scale or bias that is worth computing with
 
@@ -33,6 +34,18 @@ _LARGEST = 1 << 26  # bytes of a scale or bias that is worth computing with
 def mean(op: PatternBuilder, x: Pattern, axes: Pattern, label: str) -> Any:
     """ReduceMean with its dimensions kept; axes as input or attribute, see `reduced`."""
     return op.ReduceMean(x, optional(axes), axes=attr(f"{label}_attribute"), keepdims=1)
+
+
+def standardized(
+    op: PatternBuilder, x: Pattern, epsilon: Pattern, axes1: Pattern, axes2: Pattern, axes3: Pattern
+) -> Pattern:
+    """c/√(mean(c²) + ε) with c = x - mean(x); the axes of the means are to be compared."""
+    average = mean(op, x, axes1, "axes1")
+    centred = op.Sub(x, average)
+    # Exporters compute the difference, or even the average, a second time.
+    again = any_of(centred, op.Sub(x, average), op.Sub(x, mean(op, x, axes3, "axes3")))
+    variance = mean(op, any_of(squared(op, centred), squared(op, again)), axes2, "axes2")
+    return over_root(op, centred, op.Add(variance, const(epsilon)))
 
 
 def over_root(op: PatternBuilder, x: Pattern, square: Pattern) -> Pattern:

@@ -119,7 +119,7 @@ class NoopReduce(NodeRule):
 class ReduceKeepdims(NodeRule):
     """Unsqueeze(Reduce(x, axes, keepdims=0), axes) = Reduce(x, axes, keepdims=1), and back with Squeeze.
 
-    For all Reduce… operators, ArgMax and ArgMin.
+    For all Reduce… operators, ArgMax and ArgMin; a Reshape may do what the Unsqueeze or the Squeeze does.
     """
 
     name = "reduce_keepdims"
@@ -131,23 +131,37 @@ class ReduceKeepdims(NodeRule):
     %y = ReduceMean(%x, axes=[2], keepdims=1)
     """
 
-    visits = ("Unsqueeze", "Squeeze")
+    visits = ("Unsqueeze", "Squeeze", "Reshape")
 
     def visit(self, op: Builder, node: ir.Node) -> ir.Value | None:
         value = node.inputs[0]
         inner = producer(value, *_REDUCTIONS, "ArgMax", "ArgMin")
         if value is None or inner is None or not used_once(value):
             return None
-        keep = node.op_type == "Unsqueeze"
-        axes = axes_of(node, op.opset)
         if inner.op_type in ("ArgMax", "ArgMin"):
             found = from_front([attribute(inner, "axis", op.opset)], rank(inner.inputs[0]))
-            if found is None or found != axes or bool(attribute(inner, "keepdims", op.opset)) == keep:
-                return None
-            last = attribute(inner, "select_last_index", op.opset)
-            options = {"axis": found[0], "keepdims": int(keep), "select_last_index": last or None}
-            return op.node(inner.op_type, inner.inputs[:1], options).outputs[0]
-        what = reduction(inner, op.opset)
-        if what is None or not what.axes or what.keepdims == keep or what.axes != axes:
+            what = Reduction(found, bool(attribute(inner, "keepdims", op.opset))) if found else None
+        else:
+            what = reduction(inner, op.opset)
+        if what is None or not what.axes or not _turns(node, inner, what, op.opset):
             return None
+        keep = not what.keepdims
+        if inner.op_type in ("ArgMax", "ArgMin"):
+            last = attribute(inner, "select_last_index", op.opset)
+            options = {"axis": what.axes[0], "keepdims": int(keep), "select_last_index": last or None}
+            return op.node(inner.op_type, inner.inputs[:1], options).outputs[0]
         return reduce(op, inner.op_type, inner.inputs[0], what.axes, keep)
+
+
+def _turns(node: ir.Node, inner: ir.Node, what: Reduction, opset: int) -> bool:
+    """Whether the view brings back the axes that a reduction dropped, or drops those that it kept."""
+    if node.op_type != "Reshape":
+        return (node.op_type == "Squeeze") == what.keepdims and axes_of(node, opset) == what.axes
+    before = dims_of(inner.inputs[0]) if inner.inputs[0] is not None else None
+    if before is None or None in before:
+        return False
+    if what.keepdims:
+        wanted = tuple(size for axis, size in enumerate(before) if axis not in what.axes)
+    else:
+        wanted = tuple(1 if axis in what.axes else size for axis, size in enumerate(before))
+    return dims_of(node.outputs[0]) == wanted
