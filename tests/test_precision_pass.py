@@ -594,3 +594,10 @@ def test_the_table_of_support_agrees() -> None:
         and op not in protected
     }
     assert found <= set(NO_KERNEL)
+
+
+def test_operators_of_onnx_runtime_are_left_and_said_how_to_lower() -> None:
+    proto = parse("g (float[n,8] x) => (float[n,8] y) { a = com.microsoft.QuickGelu(x) y = Relu(a) }")
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    said = notes(proto)
+    assert "com.microsoft::QuickGelu takes float16 (the pass legalize writes it out)" in said

@@ -140,7 +140,8 @@ def unsupported(node: ir.Node, opset: int, low: ir.DataType) -> str:
     sides = slot_types(node.op_type, node.domain, opset)
     if sides is None:
         name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        return f"nothing says that {name} takes {kind}"
+        hint = " (the pass legalize writes it out)" if node.domain == "com.microsoft" else ""
+        return f"nothing says that {name} takes {kind}{hint}"
     if node.domain == "" and node.op_type in _DTYPE_ATTRIBUTE:
         return "its result has the type that an attribute says"
     if node.domain == "" and (node.op_type, low) in NO_KERNEL:
