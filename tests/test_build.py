@@ -112,7 +112,9 @@ def test_every_fixture_gives_an_engine(
     open_dims = any(not isinstance(d, int) for v in model.graph.inputs for d in v.shape or ())
     assert bool(profiles) == open_dims
     opened = builder.open(tmp_path / "model.onnx")
-    assert {tensor["type"] for tensor in opened.outputs} == {PIPELINES[pipeline]}
+    types = {tensor["type"] for tensor in opened.outputs}
+    # A GRU has no kernel for bfloat16, and the little that follows it is not worth two Casts.
+    assert types == {PIPELINES[pipeline]} or (path.stem.startswith("gru") and types == {"float"})
     with building.staged(tmp_path / "model.engine") as stage:
         built = builder.build(profiles, stage.temporary)
         assert built.nbytes == stage.temporary.stat().st_size > 100_000

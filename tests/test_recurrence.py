@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from helpers import Array, assert_same, operators, optimized, parse, samples
 
 PIPELINE = "shapes,fold,tidy,fuse(recurrence),tidy"
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SIZES = ({"n": 1, "t": 1}, {"n": 3, "t": 4}, {"n": 2, "t": 7})
 X, H = 3, 4
 KINDS = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -744,3 +746,26 @@ def test_context_is_first_state_and_input_alike() -> None:
     after = optimized(before, PIPELINE)
     assert recurrent(after) == ["GRU", "RNN"]
     assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(SIZES)))
+
+
+# --- What exporters make of loops over cells -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lstmcell_ts17", ["LSTM"]),
+        ("lstmcell_dyn20", ["LSTM"]),
+        ("grucell_ts14", ["GRU", "GRU", "GRU"]),
+        ("grucell_dyn18", ["GRU", "GRU", "GRU"]),
+        ("lstmscript_ts17", ["LSTM"]),
+        ("gruscan_dyn20", ["GRU"]),
+    ],
+)
+def test_exported_loops(name: str, expected: list[str]) -> None:
+    before = onnx.load(FIXTURES / f"{name}.onnx")
+    after = optimized(before, "default")
+    assert recurrent(after) == expected
+    assert not {"Loop", "Scan", "Tanh", "Gather", "Concat"} & set(operators(after))
+    sizes = ({"batch": 1, "seq": 9}, {"batch": 3, "seq": 4})
+    assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(sizes)))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from architecture_sketch import ATTENTION, BATCH, Example, Exporter, Size, named, text, tr
+from architectures_recurrent import RECURRENT
 from architectures_text import TEXT
 from architectures_vision import VISION
 
@@ -205,7 +206,21 @@ def lstm(size: Size, exporter: Exporter) -> Example:
 
 ARCHITECTURES: dict[str, Callable[[Size, Exporter], Example]] = {
     build.__name__: build
-    for build in (resnet, vit, bert, gpt2, llama, llama1024, whisperenc, clip, unet, lstm, *TEXT, *VISION)
+    for build in (
+        resnet,
+        vit,
+        bert,
+        gpt2,
+        llama,
+        llama1024,
+        whisperenc,
+        clip,
+        unet,
+        lstm,
+        *RECURRENT,
+        *TEXT,
+        *VISION,
+    )
 }
 
 

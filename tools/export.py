@@ -80,6 +80,12 @@ FIXTURE_EXPORTS = [
     Export("t5", "dyn", 20),
     Export("qwen3", "ts", 17),
     Export("gru", "ts", 17),
+    Export("lstmcell", "ts", 17),
+    Export("lstmcell", "dyn", 20),
+    Export("grucell", "ts", 14),
+    Export("grucell", "dyn", 18),
+    Export("lstmscript", "ts", 17),
+    Export("gruscan", "dyn", 20),
 ]
 
 CORPUS_EXPORTS = [
