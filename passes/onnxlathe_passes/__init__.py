@@ -24,11 +24,13 @@ from onnxlathe_passes.dead import Dead
 from onnxlathe_passes.dedup import Dedup
 from onnxlathe_passes.elements_late import ElementsLate
 from onnxlathe_passes.einsum_units import EinsumUnits
+from onnxlathe_passes.element_gather import ElementGather
 from onnxlathe_passes.flat_gemm import FlatGemm
 from onnxlathe_passes.fold import Fold
 from onnxlathe_passes.fold_scale import FoldScale
 from onnxlathe_passes.full_rank import FullRank
 from onnxlathe_passes.gather_moved import GatherMoved
+from onnxlathe_passes.gather_rows import GatherRows
 from onnxlathe_passes.gelu import Gelu
 from onnxlathe_passes.gemm import GemmFactors, GemmTranspose, MatMulAdd
 from onnxlathe_passes.global_pool import GlobalPool
@@ -198,10 +200,12 @@ PASSES: list[type[Pass]] = [
     MovedRows,
     GatherSlice,
     GatherMoved,
+    GatherRows,
     Unbind,
     StackedProducts,
     Rotary,
     RotateHalf,
+    ElementGather,
     SlicePartition,
     StackedHeads,
     MergeProjections,

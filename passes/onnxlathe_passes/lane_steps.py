@@ -162,6 +162,17 @@ def _slice(nodes: Nodes, lanes: Sequence[Lane | None], opset: int) -> Step | Non
     return Step(nodes, (_lane(nodes, 0, lane.axis, lane.sizes),))
 
 
+def _gather(nodes: Nodes, lanes: Sequence[Lane | None], opset: int) -> Step | None:
+    """The same elements of another axis."""
+    lane = lanes[0]
+    axes = from_front([int(attribute(nodes[0], "axis", opset))], rank(nodes[0].inputs[0]))
+    if lane is None or lanes[1] is not None or axes is None or axes[0] == lane.axis:
+        return None
+    if rank(nodes[0].inputs[1]) != 1:
+        return None
+    return Step(nodes, (_lane(nodes, 0, lane.axis, lane.sizes),))
+
+
 def _concat(nodes: Nodes, lanes: Sequence[Lane | None], opset: int) -> Step | None:
     wide = {(lane.axis, lane.sizes) if lane is not None else None for lane in lanes}
     axes = from_front([int(attribute(nodes[0], "axis", opset))], rank(nodes[0].outputs[0]))
@@ -187,6 +198,7 @@ _STEPS: dict[str, Callable[[Nodes, Sequence[Lane | None], int], Step | None]] = 
     "Reshape": _reshape,
     "Split": _split,
     "Slice": _slice,
+    "Gather": _gather,
     "Concat": _concat,
     "Unsqueeze": _squeezed,
     "Squeeze": _squeezed,

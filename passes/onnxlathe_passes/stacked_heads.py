@@ -108,8 +108,9 @@ class StackedHeads(Pass):
             move = None
         elif len(inner) == 2:
             move, cut = _split_of(view.outputs[0], opset)
-            cuts = [cut] if cut is not None else None
             parts = len(cut.outputs) if cut is not None else 1
+            # Two parts of each head are halves for a rotary embedding.
+            cuts = [cut] if cut is not None and parts > 2 else None
             heads, size = inner[0], inner[1] // parts  # type: ignore[operator]
         else:
             return None
