@@ -168,3 +168,43 @@ def test_channels_that_are_not_known() -> None:
     after = optimized(before, "fuse")
     assert "InstanceNormalization" not in operators(after)
     assert_same(before, after, samples(before, n=2, m=3, k=5))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("p = Mul(x, x); s = ReduceSum(p, last); y = Sqrt(s)", ["ReduceL2"]),
+        ("p = Pow(x, two); s = ReduceSum(p, axes); y = Pow(s, half)", ["ReduceL2"]),
+        ("s = ReduceSumSquare(x, last); y = Sqrt(s)", ["ReduceL2"]),
+        ("p = Mul(x, x); s = ReduceSum(p, axes); y = Add(s, k)", ["ReduceSumSquare", "Add"]),
+        ("p = Abs(x); s = ReduceSum(p, last); y = Relu(s)", ["ReduceL1", "Relu"]),
+        (
+            "p = Pow(x, two); s = ReduceSum(p, last); r = Sqrt(s); c = Max(r, eps); h = Shape(x)"
+            "; e = Expand(c, h); y = Div(x, e)",
+            ["ReduceL2", "Max", "Div"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_norms(body: str, expected: list[str], keepdims: int) -> None:
+    if "Div" in expected and not keepdims:
+        keepdims = 1
+    body = body.replace("ReduceSum(", f"ReduceSum<keepdims={keepdims}>(")
+    body = body.replace("Square(", f"Square<keepdims={keepdims}>(")
+    result = "d, e, f, h" if keepdims else "d, e, f" if "last" in body else "d, e"
+    text = model(body).replace("=> (float[n, 8, 4, m] y)", f"=> (float[{result}] y)")
+    found = used(body) | ({"half": np.float32(0.5)} if "half" in body else {})
+    check(text, "fuse", expected, opset=18, weights=found, sizes=SIZES)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "p = Mul(x, x); s = ReduceMean(p, last); y = Sqrt(s)",
+        "p = Mul(x, k); s = ReduceSum(p, last); y = Sqrt(s)",
+        "p = Mul(x, x); s = ReduceSum(p, last); d = Add(s, k); e = Mul(p, d); y = ReduceSum(e, last)",
+    ],
+)
+def test_almost_norms(body: str) -> None:
+    text = model(body).replace("=> (float[n, 8, 4, m] y)", "=> (float[d, e, f, h] y)")
+    check(text, "fuse", None, opset=18, weights=used(body), sizes=SIZES)

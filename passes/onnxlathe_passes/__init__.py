@@ -69,6 +69,7 @@ from onnxlathe_passes.projections import MergeProjections
 from onnxlathe_passes.reciprocal import Reciprocal
 from onnxlathe_passes.rectifiers import Rectifier
 from onnxlathe_passes.recurrence import Recurrence
+from onnxlathe_passes.reduce_norms import ReduceNorm
 from onnxlathe_passes.reductions import NoopReduce, ReduceChain, ReduceKeepdims
 from onnxlathe_passes.repeated import Idempotent, Involution
 from onnxlathe_passes.reshape_target import ReshapeTarget
@@ -182,6 +183,7 @@ PASSES: list[type[Pass]] = [
     HardSigmoid,
     HardSwish,
     Reciprocal,
+    ReduceNorm,
     FlatGemm,
     SoftmaxGuard,
     ViewTranspose,

@@ -76,7 +76,7 @@ class _Core(Rule):
 class GroupNorm(RuleSet):
     """Fuse Reshape, InstanceNormalization, Reshape, and a scale and bias per channel, into GroupNormalization.
 
-    So exporters write group normalization. TensorRT takes it as one layer.
+    So exporters write group normalization. TensorRT takes it as one layer since version 10.9.
     """
 
     name = "groupnorm"
