@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import assert_same, check, optimized, parse, samples
+from helpers import assert_same, check, operators, optimized, parse, samples
 
 WEIGHTS = {
     "six": np.array([6]),
@@ -101,3 +101,72 @@ def test_any_computation_over_the_mask(data: st.DataObject) -> None:
     before = parse(graph(f"{body} y = Add(x, {value})"), 17, WEIGHTS)
     after = optimized(before, "shapes,steady")
     assert_same(before, after, *(samples(before, n=n) for n in (1, 2, 5)))
+
+
+# --- What a detector has learned ------------------------------------------------------------------------
+
+QUERIES = """
+g (float[n, 6, 8] x) => (float[n, 4, 6] y) {
+    b = Shape<start=0, end=1>(x)
+    s = Concat<axis=0>(b, rest)
+    q = Expand(queries, s)
+    l = LayerNormalization(q, scale, bias)
+    p = MatMul(l, w)
+    k1 = MatMul(l, w)
+    k = Transpose<perm=[0, 2, 1]>(k1)
+    a = MatMul(p, k)
+    h = Softmax<axis=-1>(a)
+    v = MatMul(h, l)
+    r = Add(v, q)
+    t = Transpose<perm=[0, 2, 1]>(x)
+    y = MatMul(r, t)
+}
+"""
+
+
+def test_queries_that_were_learned() -> None:
+    """Self-attention among them is no work for every image."""
+    random = np.random.default_rng(5)
+    given = {
+        "rest": np.array([4, 8]),
+        "queries": random.standard_normal((1, 4, 8)).astype(np.float32),
+        "w": random.standard_normal((8, 8)).astype(np.float32),
+        "scale": random.standard_normal(8).astype(np.float32),
+        "bias": random.standard_normal(8).astype(np.float32),
+    }
+    sizes = ({"n": 1}, {"n": 4})
+    expected = ["Transpose", "MatMul"]
+    before, after = parse(QUERIES, 17, given), optimized(parse(QUERIES, 17, given), "shapes,steady")
+    assert sorted(operators(after)) == sorted(expected)
+    assert_same(before, after, *(samples(before, **size) for size in sizes))
+    check(QUERIES.replace("Add(v, q)", "Mul(v, f)").replace("q = Exp", "f = Identity(x1) q = Exp").replace(
+        "8] x)", "8] x, float[n, 1, 1] x1)"), "shapes,steady", ["Identity", "Mul", "Transpose", "MatMul"],
+        weights=given, sizes=sizes)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("r = ReduceSum(m, o1) y = Mul(x, r)", ["Mul"]),
+        ("r = ReduceMax<axes=[0], keepdims=1>(m) y = Mul(x, r)", ["Mul"]),
+        ("r = ReduceSum(m, o0) y = Mul(x, r)", None),  # as many as there are in the batch
+        ("r = ReduceSum(m, o0) q = Less(r, hundred) f = Cast<to=1>(q) y = Mul(x, f)", None),
+        ("l = Cast<to=9>(m) y = Where(l, x, half)", ["Where"]),
+        ("p, q = Split<axis=1>(m) r = Concat<axis=1>(q, p) u = Mul(r, row) y = Add(x, u)", ["Add"]),
+    ],
+)  # fmt: skip
+def test_counts(body: str, left: list[str] | None) -> None:
+    given = WEIGHTS | {"o0": np.array([0]), "hundred": np.float32(100)}
+    check(graph(body), "shapes,steady", left, weights=given)
+
+
+@pytest.mark.parametrize("fill", ["1", "0"])
+def test_a_mask_is_resized(fill: str) -> None:
+    text = f"""
+    g (float[n, 6, 8] x) => (float[n, 3, 4] y) {{
+        s = Shape(x) m = ConstantOfShape<value = float[1] {{{fill}}}>(s) u = Unsqueeze(m, o0)
+        r = Resize<mode="nearest">(u, , scales) t = Squeeze(r, o0) c = CumSum(t, one) d = Sin(c)
+        a = MaxPool<kernel_shape=[2], strides=[2]>(x) b = Slice(a, zero, three, o1) y = Add(b, d) }}"""
+    given = {"o0": np.array([0]), "one": np.array(1), "scales": np.array([1, 1, 0.5, 0.5], np.float32)}
+    given |= {"zero": np.array([0]), "three": np.array([3]), "o1": np.array([1])}
+    check(text, "shapes,steady", ["MaxPool", "Slice", "Add"], weights=given, sizes=({"n": 1}, {"n": 3}))

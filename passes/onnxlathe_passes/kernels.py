@@ -27,6 +27,7 @@ class Attributes:
         self._default = functools.partial(attribute, _Bare(node.op_type, node.domain), opset=opset)  # type: ignore[arg-type]
         self.opset = opset
         self.dtype = node.outputs[0].dtype
+        self.outputs = len(node.outputs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -113,7 +114,9 @@ def _slice(a: Attributes, x: Array, *given: Array | None) -> Array:
 def _split(a: Attributes, x: Array, split: Array | None = None) -> list[Array]:
     sizes = split.tolist() if split is not None else a.split
     if sizes is None:
-        raise ValueError("Split into equal parts needs the number of outputs")
+        # The last part is smaller where the size is no multiple of their number.
+        whole = x.shape[a.axis]
+        return np.split(x, range(size := -(-whole // a.outputs), size * a.outputs, size), axis=a.axis)
     return np.split(x, np.cumsum(sizes)[:-1], axis=a.axis)
 
 

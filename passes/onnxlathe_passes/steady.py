@@ -11,15 +11,79 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dim, Dims, dims_of, known
 from onnxlathe.model import Model
-from onnxlathe.rewrite import Builder, Context, Pass, is_constant, remove_unused
+from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
 from onnxlathe_passes.conditions import Array, dying, small_constant
 from onnxlathe_passes.evaluate import evaluate
 from onnxlathe_passes.insert import graphs_with_weights, insert
 
-_LARGEST = 1 << 22  # bytes of a value that is computed
+_LARGEST = 1 << 25
+"""Bytes of a value that is computed; the mask of a large image."""
+_KEPT = 1 << 22
+"""Bytes of a constant that is left."""
 _SIZES = (1, 2, 3)
 """What symbolic dimensions are set to. A value must be the same along them, whatever they are."""
 
+_ROUNDING = 1e-6
+_REDUCTIONS = ("L1", "L2", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+_ANY_SIZE = frozenset(
+    {
+        *(
+            "Abs",
+            "Add",
+            "And",
+            "Cast",
+            "Ceil",
+            "Clip",
+            "Concat",
+            "Cos",
+            "CumSum",
+            "Div",
+            "Elu",
+            "Equal",
+            "Erf",
+        ),
+        *("Exp", "Flatten", "Floor", "Gather", "GatherElements", "Gelu", "Gemm", "Greater", "GreaterOrEqual"),
+        *(
+            "Identity",
+            "LayerNormalization",
+            "LeakyRelu",
+            "Less",
+            "LessOrEqual",
+            "Log",
+            "LogSoftmax",
+            "MatMul",
+        ),
+        *(
+            "Max",
+            "Mean",
+            "Min",
+            "Mod",
+            "Mul",
+            "Neg",
+            "Not",
+            "Or",
+            "Pow",
+            "Reciprocal",
+            "Relu",
+            "Round",
+            "ScatterND",
+        ),
+        *(
+            "Sigmoid",
+            "Sign",
+            "Sin",
+            "Softmax",
+            "Softplus",
+            "Split",
+            "Sqrt",
+            "Sub",
+            "Sum",
+            "Tanh",
+            "Transpose",
+        ),
+        *("Where", "Xor", *(f"Reduce{kind}" for kind in _REDUCTIONS)),
+    }
+)
 # Which operands of an operator say shapes; all others are data.
 _SHAPES: dict[str, frozenset[int]] = {
     "ConstantOfShape": frozenset({0}),
@@ -29,36 +93,36 @@ _SHAPES: dict[str, frozenset[int]] = {
     "Resize": frozenset({3}),
     **dict.fromkeys(("Squeeze", "Unsqueeze"), frozenset({1})),
     "Slice": frozenset({1, 2, 3, 4}),
-    **dict.fromkeys(
-        (
-            *("Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Cos", "CumSum", "Div", "Equal", "Exp"),
-            *("Flatten", "Floor", "Gather", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "Max"),
-            *(
-                "Min",
-                "Mul",
-                "Neg",
-                "Not",
-                "Or",
-                "Pow",
-                "Reciprocal",
-                "Round",
-                "Sigmoid",
-                "Sin",
-                "Split",
-                "Sqrt",
-            ),
-            *("Sub", "Tanh", "Transpose", "Where"),
-        ),
-        frozenset(),
-    ),
+    **dict.fromkeys(_ANY_SIZE, frozenset()),
 }
-_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Greater", "Less"})
+_WRITERS = frozenset({"ScatterND", "ScatterElements"})
+"""What they write is understood by other passes, if it is left as the exporter spelled it."""
+_BROADCASTING = frozenset(
+    {
+        *(
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Pow",
+            "And",
+            "Or",
+            "Xor",
+            "Equal",
+            "Greater",
+            "GreaterOrEqual",
+            "Less",
+        ),
+        *("LessOrEqual", "Min", "Max", "Mod", "Where"),
+    }
+)
 
 
 class Steady(Pass):
     """Compute what varies along no symbolic dimension: masks of ones, positions, and all that follows.
 
-    What is left is a constant with an Expand, which goes away where broadcasting does the same.
+    So are the first products of the queries that a detector has learned (Carion et al. 2020). What is left is a
+    constant with an Expand, which goes away where broadcasting does the same.
     """
 
     name = "steady"
@@ -89,6 +153,8 @@ class Steady(Pass):
         node, dims = value.producer(), dims_of(value)
         if node is None or node.graph is None or dims is None:
             return 0
+        if search.found[value][0].nbytes > _KEPT:
+            return 0
         op = Builder(search.opset)
         constant = op.constant(search.found[value][0], value.dtype, name=value.name or "")
         lean = all(isinstance(d, int) for d in dims) or all(
@@ -96,6 +162,8 @@ class Steady(Pass):
         )
         gain = len(dying(node))
         if not lean:
+            if any(user.op_type in _WRITERS for user in value.consumers()):
+                return 0
             first, last = _runs_of_symbols(dims)
             source = search.source(dims[first:last]) if first is not None else None
             if source is None or first is None:
@@ -161,12 +229,22 @@ class _Search:
                 if shape is None or np.prod(shape, dtype=np.float64) * 8 > _LARGEST:
                     return
         try:
-            results = [evaluate(node, [c[place] for c in inputs], self.opset) for place in range(len(_SIZES))]
+            results = [
+                self.computed(node, [c[place] for c in inputs], size) for place, size in enumerate(_SIZES)
+            ]
         except Exception:  # whatever a kernel says to inputs that make no sense
             return
         for output, d, *arrays in zip(node.outputs, dims, *results, strict=False):
             if d is not None and _uniform(d, arrays):
                 self.found[output] = arrays
+
+    def computed(self, node: ir.Node, inputs: list[Array | None], size: int) -> list[Array]:
+        """The results of a node where symbolic dimensions have a size."""
+        x, shape = inputs[0], _bound(dims_of(node.outputs[0]) or (), size)
+        resized = node.op_type == "Resize" and not attribute(node, "extrapolation_value", self.opset)
+        if resized and x is not None and x.size and shape is not None and (x == x.flat[0]).all():
+            return [np.full(shape, x.flat[0])]  # kernels for whole images are slow
+        return evaluate(node, inputs, self.opset)
 
     def contents(self, value: ir.Value, says_shape: bool) -> list[Array] | None:
         """The contents of an operand for the `_SIZES`."""
@@ -174,7 +252,7 @@ class _Search:
             return self.found[value]
         constant = small_constant(value)
         if constant is None and is_constant(value) and value.const_value is not None:
-            constant = value.const_value.numpy() if value.const_value.nbytes <= _LARGEST else None
+            constant = value.const_value.numpy() if value.const_value.nbytes <= _KEPT else None
         if constant is not None:
             return [constant] * len(_SIZES)
         entries = known(value) if says_shape else None
@@ -229,17 +307,29 @@ def _uniform(dims: Dims, arrays: list[Array]) -> bool:
     for size, array in zip(_SIZES, arrays, strict=True):
         if array.shape != _bound(dims, size) or array.dtype != first.dtype:
             return False
-        if not np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=array.dtype.kind == "f"):
+        if not _same(array, np.broadcast_to(first, array.shape)):
             return False
     return True
 
 
+def _same(one: Array, other: Array) -> bool:
+    """Whether two arrays are the same but for rounding, which differs with the size of a product."""
+    if one.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    size = np.abs(other, where=np.isfinite(other), out=np.zeros_like(other)).max(initial=0)
+    return bool(np.allclose(one, other, rtol=_ROUNDING, atol=_ROUNDING * float(size), equal_nan=True))
+
+
 def _covered(user: ir.Node, value: ir.Value) -> bool:
-    """Whether an operator's result has its shape from its other operand."""
-    if user.domain != "" or user.op_type not in _BROADCASTING or len(user.inputs) != 2:
+    """Whether another operand gives an operator's result the symbolic dimensions that a value has."""
+    dims = dims_of(value)
+    if user.domain != "" or dims is None or user.op_type not in (*_BROADCASTING, "MatMul"):
         return False
-    other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
-    return other is not None and other is not value and dims_of(other) == dims_of(user.outputs[0])
+    places = [axis - len(dims) for axis, d in enumerate(dims) if not isinstance(d, int)]
+    if user.op_type == "MatMul" and any(place >= -2 for place in places):
+        return False
+    others = [dims_of(other) or () for other in user.inputs if other is not None and other is not value]
+    return all(any(len(o) >= -p and o[p] == dims[p] for o in others) for p in places)
 
 
 def _runs_of_symbols(dims: Dims) -> tuple[int | None, int]:
