@@ -40,6 +40,7 @@ from onnxlathe_passes.groupnorm import GroupNorm
 from onnxlathe_passes.hardswish import HardSigmoid, HardSwish
 from onnxlathe_passes.identity import Dropout, Identity
 from onnxlathe_passes.instancenorm import InstanceNorm
+from onnxlathe_passes.joint_concat import JointConcat
 from onnxlathe_passes.joint_norms import JointNorms
 from onnxlathe_passes.layernorm import LayerNorm
 from onnxlathe_passes.lean_constants import LeanConstants
@@ -220,6 +221,7 @@ PASSES: list[type[Pass]] = [
     GroupedHeads,
     GroupedProjection,
     RowViews,
+    JointConcat,
     FullRank,
     SplitGather,
     PatchProjection,

@@ -11,6 +11,8 @@ from onnxlathe.rewrite import Builder, NodeRule
 from onnxlathe_passes.conditions import FLOATS, Array, number, producer, used_once
 from onnxlathe_passes.constant_chains import HALF_RANGE, joined, moderate, with_constant
 
+_GRID = 1 << 20  # bytes: what a detector adds to boxes is one number for each of them
+
 
 class AffineChain(NodeRule):
     """(x·a + b)·c = x·(a·c) + b·c; (x·a)²·c = x²·(a²·c), with constant a, b, c.
@@ -39,7 +41,7 @@ class AffineChain(NodeRule):
             return None
         if middle.op_type == "Pow":
             return self.square(op, middle, c)
-        summed = with_constant(middle) if middle.op_type == "Add" else None
+        summed = with_constant(middle, _GRID) if middle.op_type == "Add" else None
         inner = _scaled(summed[0]) if summed is not None else None
         if summed is None or inner is None:
             return None

@@ -13,7 +13,7 @@ from onnxlathe.rewrite import is_constant
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_SMALL = 1 << 16
+SMALL = 1 << 16
 """Constants up to so many bytes are read to see what they contain."""
 _LARGEST = 1 << 26
 """And up to so many where what they contain would make them go away."""
@@ -90,11 +90,11 @@ def attributes_of(node: ir.Node) -> dict[str, Any]:
     return {name: a.value for name, a in node.attributes.items()}
 
 
-def small_constant(value: ir.Value | None) -> Array | None:
+def small_constant(value: ir.Value | None, max_bytes: int = SMALL) -> Array | None:
     """The array of a constant of numbers that is not large."""
     if value is None or not is_constant(value):
         return None
-    array = constant(value, max_bytes=_SMALL)
+    array = constant(value, max_bytes=max_bytes)
     return None if array is None or array.dtype.kind in "OSU" else array
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxlathe.rewrite import Builder, NodeRule, is_constant
-from onnxlathe_passes.conditions import FLOATS, Array, producer, small_constant, used_once
+from onnxlathe_passes.conditions import FLOATS, SMALL, Array, producer, small_constant, used_once
 from onnxlathe_passes.rmsnorm import is_rms_scale
 
 T = ir.DataType
@@ -20,14 +20,14 @@ _HALF_PRECISION = {T.FLOAT16: 2.0**5, T.BFLOAT16: 2.0**4, T.FLOAT: 2.0**12, T.DO
 HALF_RANGE = {T.FLOAT16: 2.0**7, T.BFLOAT16: 2.0**20, T.FLOAT: 2.0**20, T.DOUBLE: 2.0**100}
 
 
-def with_constant(node: ir.Node) -> tuple[ir.Value, Array] | None:
+def with_constant(node: ir.Node, max_bytes: int = SMALL) -> tuple[ir.Value, Array] | None:
     """The operands of a node as a tensor and a constant; the constant of Sub and Div is the right one."""
     left, right = node.inputs
-    array = small_constant(right)
+    array = small_constant(right, max_bytes)
     if array is not None and left is not None and not is_constant(left):
         return left, array
     if node.op_type in ("Add", "Mul") and right is not None and not is_constant(right):
-        array = small_constant(left)
+        array = small_constant(left, max_bytes)
         return None if array is None else (right, array)
     return None
 

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dims, dims_of, set_dims
 from onnxlathe.model import Model
-from onnxlathe.rewrite import Builder, Context, Pass, remove_unused
+from onnxlathe.rewrite import Builder, Context, Pass, attribute, remove_unused
 from onnxlathe_passes.attention import Attention
-from onnxlathe_passes.conditions import Array, int64
+from onnxlathe_passes.conditions import Array, from_front, int64, rank
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.row_regions import Choice, RowRegion
 from onnxlathe_passes.weights import derived, tensor_of
@@ -45,6 +45,22 @@ class RowViews(Pass):
         return sum(_Graph(graph, model.opset, context).run(self.name) for graph in graphs_with_weights(model))
 
 
+def _joins(choices: list[Choice], opset: int) -> bool:
+    """Whether rows go right into a Concat that puts rows side by side: what makes them can be joined there."""
+    for choice in choices:
+        border = choice.border
+        if border.entry or choice.moves.cost or not choice.length:
+            continue
+        end = border.ends[choice.length - 1]
+        users = end.consumers()
+        if len(users) != 1 or users[0].op_type != "Concat" or users[0].domain != "":
+            continue
+        axes = from_front([int(attribute(users[0], "axis", opset))], rank(end))
+        if axes != [(rank(end) or 0) - 1] and len(users[0].inputs) > 1:
+            return True
+    return False
+
+
 @dataclass
 class _Graph:
     """One graph, being rewritten."""
@@ -69,7 +85,8 @@ class _Graph:
             for lead in region.shapes():
                 choices = region.choices(lead)
                 gain = sum(choice.gain for choice in choices or ()) - region.lost(lead)
-                if choices is not None and gain > (best[0] if best is not None else 0):
+                least = best[0] if best is not None else -_joins(choices or [], self.opset)
+                if choices is not None and gain > least:
                     best = gain, lead, choices
             if best is not None and self.context.permit(rule):
                 self.change(region, best[1], best[2], rule)
