@@ -140,6 +140,53 @@ def test_other_products_stay(old: str, new: str) -> None:
     assert operators(after).count("MatMul") == 2
 
 
+GEMMS = """
+g (float[n, 8] x) => (float[n, 4] a, float[n, {width}] b, float[n, 4] c) {{
+    p = Gemm{form}(x, u, d)
+    q = Gemm{form}(x, v)
+    r = Gemm{form}(x, w, e)
+    {ends}
+}}
+"""
+
+
+def gemms(form: str, width: int, ends: str, opset: int = 17, shape: tuple[int, ...] = (4,)) -> list[str]:
+    sizes = {"u": (8, 4), "v": (8, width), "w": (8, 4), "d": (4,), "e": shape}
+    if "transB" in form:
+        sizes |= {"u": (4, 8), "v": (width, 8), "w": (4, 8)}
+    before = parse(GEMMS.format(form=form, width=width, ends=ends), opset, weights(**sizes))
+    after = optimized(before, "merge_projections")
+    assert_same(before, after, samples(before, n=1), samples(before, 1, n=3))
+    return operators(after)
+
+
+@pytest.mark.parametrize("form", ["", "<transB=1>", "<alpha=1.0, beta=1.0>"])
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (1,)])
+def test_gemms_of_one_value(form: str, shape: tuple[int, ...]) -> None:
+    alike, apart = "a = Abs(p) b = Abs(q) c = Abs(r)", "a = Relu(p) b = Tanh(q) c = Abs(r)"
+    assert gemms(form, 4, alike, shape=shape) == ["Gemm", "Split", "Abs", "Abs", "Abs"]
+    assert gemms(form, 6, apart, shape=shape) == ["Gemm", "Split", "Relu", "Tanh", "Abs"]
+    assert gemms(form, 6, apart, 23, shape=shape).count("Gemm") == 3
+
+
+@pytest.mark.parametrize("form", ["<alpha=2.0>", "<beta=2.0>"])
+def test_gemms_with_factors_stay(form: str) -> None:
+    # Without a bias, beta means nothing, but one is no group.
+    assert gemms(form, 4, "a = Abs(p) b = Abs(q) c = Abs(r)").count("Gemm") == 3
+
+
+def test_two_products_pay_where_the_same_activation_follows() -> None:
+    text = """
+    g (float[n, 8] x) => (float[n, 4] a, float[n, 4] b) {{
+        p = Gemm(x, u) q = Gemm(x, v)
+        s = {0}(p) t = {1}(q)
+        a = Neg(s) b = Neg(t)
+    }}"""
+    given_weights = weights(u=(8, 4), v=(8, 4))
+    check(text.format("Relu", "Relu"), "fuse", ["Gemm", "Relu", "Split", "Neg", "Neg"], weights=given_weights)
+    check(text.format("Relu", "Tanh"), "fuse", None, weights=given_weights)
+
+
 def test_weights_that_something_else_needs_stay() -> None:
     text = named(HEADS).replace("{\n", "{\n z = Mul(wq, wq)\n", 1).replace("=> (", "=> (float[8, 8] z, ")
     before = parse(text, 17, GIVEN)
