@@ -19,12 +19,22 @@ def test_restack() -> None:
         y = Concat<axis=1>(d, e, f)
     }"""
     weights = {"zero": np.array(0), "one": np.array(1), "two": np.array(-1), "axis": np.array([1])}
-    check(text, "shapes,fold,tidy", ["Transpose"], weights=weights)
-    check(text, "shapes,fold,tidy", ["Gather", "Transpose"], weights={**weights, "one": np.array(2)})
-    check(text.replace("float[3,", "float[4,"), "shapes,fold,tidy", ["Gather", "Transpose"], weights=weights)
+    check(text, "shapes,fold,tidy,fuse(restack),tidy", ["Transpose"], weights=weights)
+    check(
+        text,
+        "shapes,fold,tidy,fuse(restack),tidy",
+        ["Gather", "Transpose"],
+        weights={**weights, "one": np.array(2)},
+    )
+    check(
+        text.replace("float[3,", "float[4,"),
+        "shapes,fold,tidy,fuse(restack),tidy",
+        ["Gather", "Transpose"],
+        weights=weights,
+    )
     check(
         text.replace("Concat<axis=1>(d, e, f)", "Concat<axis=1>(d, e, d)"),
-        "shapes,fold,tidy",
+        "shapes,fold,tidy,fuse(restack),tidy",
         ["Gather", "Transpose"],
         weights=weights,
     )
@@ -38,9 +48,11 @@ def test_restack_in_the_place_of_an_axis_of_size_1() -> None:
         y = Concat<axis=0>(a, b, c)
     }"""
     weights = {"zero": np.array(0), "one": np.array(1), "two": np.array(2)}
-    check(text, "shapes,fold,tidy", ["Squeeze"], weights=weights, sizes=({"n": 2}, {"n": 5}))
+    check(
+        text, "shapes,fold,tidy,fuse(restack),tidy", ["Squeeze"], weights=weights, sizes=({"n": 2}, {"n": 5})
+    )
     other = text.replace("float[3, 1,", "float[3, 2,").replace("(float[3, n, 4] y)", "(float[6, n, 4] y)")
-    check(other, "shapes,fold,tidy", None, weights=weights, sizes=({"n": 2},))
+    check(other, "shapes,fold,tidy,fuse(restack),tidy", None, weights=weights, sizes=({"n": 2},))
 
 
 def steps_alike(change: str = "", shared: str = "w") -> tuple[str, dict[str, Array]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers import Array, assert_same, operators, optimized, parse, samples
 
-PIPELINE = "shapes,fold,tidy,fuse(recurrence),tidy"
+PIPELINE = "shapes,fold,tidy,fuse(recurrence,restack),tidy"
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SIZES = ({"n": 1, "t": 1}, {"n": 3, "t": 4}, {"n": 2, "t": 7})
 X, H = 3, 4
@@ -97,7 +97,12 @@ class Writer:
             made = self.op("Add", made, self.weight("b" + tag, width))
             ends = [self.ints(g * H) for g in range(gates + 1)]
             return [self.op("Slice", made, a, b, self.ints(1)) for a, b in itertools.pairwise(ends)]
-        assert spelling == "apart"
+        if spelling == "grouped" and gates > 1:  # an axis for the gates
+            both = self.op("Concat<axis=1>", x, h)
+            made = self.op("Gemm", both, self.weight("w" + tag, X + H, width), self.weight("b" + tag, width))
+            made = self.op("Reshape", made, self.ints(-1, gates, H))
+            return [self.op("Gather<axis=1>", made, self.constant(np.array(g))) for g in range(gates)]
+        assert spelling in ("apart", "grouped")
         result = []
         for gate in range(gates):
             parts = [
@@ -159,7 +164,7 @@ Cell = Callable[..., tuple[str, str]]
 def cells(draw: st.DrawFn, writer: Writer) -> tuple[str, Cell]:
     """A kind of recurrence and what writes one step of it."""
     kind = draw(st.sampled_from(sorted(KINDS)))
-    spelling = draw(st.sampled_from(["torch", "keras", "joined", "apart"]))
+    spelling = draw(st.sampled_from(["torch", "keras", "joined", "apart", "grouped"]))
     if kind == "LSTM":
         gate, act = (
             draw(st.sampled_from(["Sigmoid", "HardSigmoid<alpha=0.3>"])),
@@ -605,7 +610,7 @@ def test_fewer_steps_than_pay() -> None:
     writer.lines.append(f"y = Identity({h})")
     before = writer.text(f"float[n, 4, {X}] x, float[n, {H}] h, float[n, {H}] c", f"float[n, {H}] y")
     assert recurrent(optimized(before, PIPELINE)) == []
-    after = optimized(before, "shapes,fold,tidy,fuse(recurrence(least=2)),tidy")
+    after = optimized(before, "shapes,fold,tidy,fuse(recurrence(least=2),restack),tidy")
     assert recurrent(after) == ["LSTM"]
     assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(SIZES)))
 
@@ -678,7 +683,7 @@ def test_layers_within_the_loop_over_time() -> None:
         outs.append(writer.unsqueeze(out, 1))
     writer.lines.append(f"y = Concat<axis=1>({', '.join(outs)})")
     before = writer.text(f"float[n, 5, {X}] x, float[n, {H}] h, float[n, {H}] c", "float[n, 5, 2] y")
-    after = optimized(before, "shapes,fold,tidy,fuse(recurrence,joint_steps),tidy")
+    after = optimized(before, "shapes,fold,tidy,fuse(recurrence,restack,joint_steps),tidy")
     assert sorted(operators(after)) == sorted(
         ["MatMul", "Add", "Relu", "Transpose", "Unsqueeze", "Unsqueeze", "LSTM", "Squeeze", "MatMul", "Softmax", "Transpose"]
     )  # fmt: skip

@@ -42,9 +42,11 @@ from onnxlathe_passes.identity import Dropout, Identity
 from onnxlathe_passes.instancenorm import InstanceNorm
 from onnxlathe_passes.joint_concat import JointConcat
 from onnxlathe_passes.joint_norms import JointNorms
+from onnxlathe_passes.joint_steps import JointSteps
 from onnxlathe_passes.layernorm import LayerNorm
 from onnxlathe_passes.lean_constants import LeanConstants
 from onnxlathe_passes.lean_operands import LeanOperands
+from onnxlathe_passes.lean_recurrence import LastState, LeanRecurrence
 from onnxlathe_passes.legalize import Legalize
 from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.moved_rows import MovedRows
@@ -142,11 +144,11 @@ PASSES: list[type[Pass]] = [
     ConcatEmpty,
     ConcatChain,
     SplitConcat,
-    Restack,
     PadChain,
     ReduceChain,
     WhereSizes,
     ZeroState,
+    LeanRecurrence,
     Dedup,
     CommonSubexpressions,
     EqualBranches,
@@ -204,6 +206,9 @@ PASSES: list[type[Pass]] = [
     GatherSlice,
     GatherMoved,
     GatherRows,
+    LastState,
+    Restack,
+    JointSteps,
     Unbind,
     StackedProducts,
     Rotary,

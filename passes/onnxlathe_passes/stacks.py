@@ -20,7 +20,7 @@ class Restack(NodeRule):
     """
 
     name = "restack"
-    group = "tidy"
+    group = "fuse"
     reach = 3
     example = """
     %a = Unsqueeze(Gather(%x, 0, axis=0), [1])              # x: [2, batch, 64]

@@ -157,6 +157,8 @@ class _Reader:
         elif node.op_type in ("Split", "Slice", "Gather", "Concat") and last_axis(node, self.scope.opset):
             x, inner = selected(node, value, columns, self.scope.opset)
             self.add(Place(x, at.axis, at.index), inner, factor, depth + 1)
+        elif (flat := self.grouped(node, at, columns)) is not None:
+            self.add(Place(_operand(node, 0)), flat, factor, depth + 1)
         else:
             above = self.scope.above(at)
             require(above is not None, "a gate is no sum of products")
@@ -167,6 +169,23 @@ class _Reader:
                 "time is the last axis of a product",
             )
             self.add(above, columns, factor, depth + 1)
+
+    def grouped(self, node: ir.Node, at: Place, columns: Columns) -> Columns | None:
+        """Columns of the operand of a Reshape that gives the gates an axis of their own, before the last one."""
+        before, after = dims_of(_operand(node, 0)), dims_of(at.value)
+        if node.op_type != "Reshape" or not before or not after or at.axis != len(after) - 2:
+            return None
+        count, width, index = after[-2], after[-1], at.index
+        whole = _same(rows(_operand(node, 0)), rows(at.value, at.axis))
+        if (
+            not isinstance(width, int)
+            or not isinstance(count, int)
+            or not isinstance(index, int)
+            or not whole
+        ):
+            return None
+        start = (index + count if index < 0 else index) * width
+        return (columns[0] + start, columns[1] + start) if before[-1] == count * width else None
 
     def aligned(self, operand: ir.Value, at: Place) -> Place:
         """The same place in an operand of an elementwise operator, whose rows must be those of the result."""
