@@ -332,3 +332,80 @@ def test_elements_that_stay(old: str, new: str) -> None:
     if "2, 0" in new:
         text = text.replace("y = MatMul(e, v)", "w = Transpose<perm=[1, 0, 2, 3]>(v) y = MatMul(e, w)")
     check(text, "elements_late", None, weights=numbers(s=[0, 0, 3, 2, 4], zero=0, one=1, two=2), sizes=SMALL)
+
+
+# --- Offsets of some elements -----------------------------------------------------------------------------
+
+MODULATED = """
+g (float[n, 8] c, float[n, m, 4] x) => (float[n, m, 4] y) {{
+    a = {made}
+    {taken}
+    s1 = {added}
+    p = Mul(x, s1)
+    y = Add(p, t)
+}}
+"""
+GEMM = "Gemm(c, w, b)"
+PLUS = "Add(s, one)"
+SPLIT = "u = Unsqueeze(a, o1) s, t = Split<axis=2>(u)"
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+@pytest.mark.parametrize(
+    ("made", "taken", "added"),
+    [
+        (GEMM, SPLIT, PLUS),
+        (GEMM, SPLIT, "Add(one, s)"),
+        (GEMM, SPLIT, "Sub(s, one)"),
+        ("Gemm<transB=1>(c, wt)", SPLIT, PLUS),  # no bias so far
+        ("Gemm(c, w, b)", "u = Reshape(a, r) v = Transpose<perm=[2, 0, 1]>(u) s2 = Gather(v, zero) "
+         "t2 = Gather(v, last) s = Unsqueeze(s2, o1) t = Unsqueeze(t2, o1)", PLUS),
+        ("Gemm(c, w, b)", "u = Unsqueeze(a, o1) s = Slice(u, o0, four, o2) t = Slice(u, four, eight, o2)", PLUS),
+        ("Gemm(c, w, b2)", SPLIT, PLUS),
+    ],
+)  # fmt: skip
+def test_offset_goes_into_the_bias(made: str, taken: str, added: str, opset: int) -> None:
+    given = weights(w=(8, 8), wt=(8, 8), b=(8,), b2=(1, 8)) | {"one": np.array([1], np.float32)}
+    given |= numbers(o0=[0], o1=[1], o2=[2], four=[4], eight=[8], zero=0, last=-1, r=[0, 4, 2])
+    text = MODULATED.format(made=made, taken=taken, added=added)
+    if opset >= 18:
+        text = text.replace("Split<axis=2>", "Split<axis=2, num_outputs=2>")
+    before = parse(text, opset, given)
+    after = optimized(before, "fold_offset")
+    assert [operators(after).count(op) for op in ("Add", "Sub")] == [1, 0]
+    assert_same(before, after, *(samples(before, 0, **size) for size in SMALL))
+
+
+def test_offset_goes_into_a_sum_and_a_convolution() -> None:
+    text = """
+    g (float[n, 4, m, m] x) => (float[n, 2, m, m] y, float[n, 2, m, m] z) {
+        a = {conv} p, q = Split<axis=1>(a) r = Add(p, h) y = Relu(r) z = Neg(q) }"""
+    given = weights(w=(4, 4, 1, 1), b=(4,), d=(1, 4, 1, 1)) | {"h": np.array(0.5, np.float32)}
+    for conv in ("Conv(x, w, b)", "Conv(x, w)", "Add(x, d)", "Sub(x, d)"):
+        kind = conv.split("(")[0]
+        check(text.replace("{conv}", conv), "fold_offset", [kind, "Split", "Relu", "Neg"], weights=given,
+              sizes=SMALL)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("made", "taken", "added"),
+    [
+        (GEMM, SPLIT, "Add(s, large)"),
+        (GEMM, SPLIT, "Add(s, vector)"),
+        (GEMM, SPLIT, "Sub(one, s)"),
+        (GEMM, "u = Unsqueeze(a, o1) s, t0 = Split<axis=2>(u) t = Mul(t0, s)", PLUS),  # read without it as well
+        (GEMM, "u = Unsqueeze(a, o1) s, t0 = Split<axis=2>(u) t1 = Relu(u) t = Slice(t1, o0, four, o2)", PLUS),
+        ("Tanh(c)", SPLIT, PLUS),
+        ("Gemm<beta=0.5>(c, w, b)", SPLIT, PLUS),
+        ("Gemm(c, w, rows)", SPLIT, PLUS),  # a bias that is no constant
+        ("Add(c, thin)", SPLIT, PLUS),  # one number for both parts
+        (GEMM, "u = Unsqueeze(a, o1) s = Slice(u, o0, four, o2) t = Slice(u, o1, five, o2)", PLUS),  # they overlap
+    ],
+)  # fmt: skip
+def test_offsets_that_stay(made: str, taken: str, added: str) -> None:
+    given = weights(w=(8, 8), b=(8,), vector=(4,), thin=(1, 1)) | numbers(
+        o0=[0], o1=[1], o2=[2], four=[4], five=[5]
+    )
+    given |= {"one": np.array([1], np.float32), "large": np.array([2**23], np.float32)}
+    text = MODULATED.format(made=made, taken=taken, added=added).replace("8] c,", "8] c, float[8] rows,")
+    check(text, "fold_offset", None, weights=given, sizes=SMALL, rtol=1e-3)

@@ -27,6 +27,7 @@ from onnxlathe_passes.einsum_units import EinsumUnits
 from onnxlathe_passes.element_gather import ElementGather
 from onnxlathe_passes.flat_gemm import FlatGemm
 from onnxlathe_passes.fold import Fold
+from onnxlathe_passes.fold_offset import FoldOffset
 from onnxlathe_passes.fold_scale import FoldScale
 from onnxlathe_passes.full_rank import FullRank
 from onnxlathe_passes.gather_moved import GatherMoved
@@ -219,6 +220,7 @@ PASSES: list[type[Pass]] = [
     MergeProjections,
     JointNorms,
     SplitLate,
+    FoldOffset,
     ElementsLate,
     CausalAttention,
     UnrolledSteps,

@@ -156,19 +156,25 @@ def _transpose(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor)
     return plan.ask(node.inputs[0], Factor(factor.numbers, axis), (node, 0))
 
 
+def before_reshape(node: ir.Node, factor: Factor) -> Factor | None:
+    """What the input of a Reshape carries for its output to carry a factor; `None` where it has no one axis."""
+    if factor.axis is None:
+        return factor
+    before, after = dims_of(node.inputs[0]) if node.inputs[0] else None, dims_of(node.outputs[0])
+    parts = stretches(before, after) if before is not None and after is not None else None
+    if parts is None or after is None:
+        return None
+    joined, cut = next(((a, b) for a, b in parts if factor.axis in b), (range(0), range(0)))
+    sizes = static([after[axis] for axis in cut])
+    if len(joined) != 1 or sizes is None:
+        return None
+    spread = np.broadcast_to(factor.numbers.reshape(-1, *(1,) * (cut.stop - 1 - factor.axis)), sizes)
+    return Factor(spread.reshape(-1), joined.start)
+
+
 def _reshape(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
-    if factor.axis is not None:
-        before, after = dims_of(node.inputs[0]) if node.inputs[0] else None, dims_of(value)
-        parts = stretches(before, after) if before is not None and after is not None else None
-        if parts is None or after is None:
-            return False
-        joined, cut = next(((a, b) for a, b in parts if factor.axis in b), (range(0), range(0)))
-        sizes = static([after[axis] for axis in cut])
-        if len(joined) != 1 or sizes is None:
-            return False
-        spread = np.broadcast_to(factor.numbers.reshape(-1, *(1,) * (cut.stop - 1 - factor.axis)), sizes)
-        factor = Factor(spread.reshape(-1), joined.start)
-    return plan.ask(node.inputs[0], factor, (node, 0))
+    before = before_reshape(node, factor)
+    return before is not None and plan.ask(node.inputs[0], before, (node, 0))
 
 
 def _split(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
@@ -189,7 +195,7 @@ def _split(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> 
 def _taken(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
     """Multiply what is taken alone, if all that read the whole take elements too, and others of this axis."""
     whole = node.inputs[0]
-    dims, mine = (dims_of(whole) if whole is not None else None), _places(node, plan.opset)
+    dims, mine = (dims_of(whole) if whole is not None else None), places_of(node, plan.opset)
     if whole is None or dims is None or mine is None or not plan.apart:
         return factor.axis is None and plan.ask(whole, factor, (node, 0))
     axis, places, kept = mine
@@ -200,14 +206,14 @@ def _taken(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> 
     spread[places] = factor.numbers
     uses = [(use.node, use.idx) for use in whole.uses()]
     for user, index in uses:
-        other = _places(user, plan.opset) if user is not node and index == 0 else mine
+        other = places_of(user, plan.opset) if user is not node and index == 0 else mine
         if other is None or other[0] != axis or (user is not node and set(other[1]) & set(places)):
             return False
     # The other elements stay as they are, whoever reads them.
     return all(plan.ask(whole, Factor(spread, axis), use) for use in uses)
 
 
-def _places(node: ir.Node, opset: int) -> tuple[int, list[int], bool] | None:
+def places_of(node: ir.Node, opset: int) -> tuple[int, list[int], bool] | None:
     """The axis along which a Gather or Slice takes elements, which ones, each once, and whether the axis stays."""
     dims = dims_of(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
     if dims is None or node.domain != "" or node.op_type not in ("Gather", "Slice"):
