@@ -76,11 +76,12 @@ class _Core(Rule):
 class GroupNorm(RuleSet):
     """Fuse Reshape, InstanceNormalization, Reshape, and a scale and bias per channel, into GroupNormalization.
 
-    So exporters write group normalization. TensorRT takes it as one layer since version 10.9.
+    So exporters write group normalization. TensorRT takes it as one layer since version 10.9;
+    ONNX Runtime has no kernel for it and makes some thirty operators of it (microsoft/onnxruntime#24538), so that
+    it is for TensorRT alone.
     """
 
     name = "groupnorm"
-    group = "fuse"
     min_opset = 21
     example = """
     %n = InstanceNormalization(Reshape(%x, [0, 8, -1]), %ones, %zeros)      # x: [batch, 32, 64, 64]

@@ -13,7 +13,6 @@ from onnxlathe import Model, UsageError
 from onnxlathe.rewrite import Context, Pass, option, subgraphs
 from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.gelu import Gelu
-from onnxlathe_passes.groupnorm import GroupNorm
 from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.opset_steps import OLDEST, Draft, Refused, advance, changes
 from onnxlathe_passes.rmsnorm import RMSNorm
@@ -22,7 +21,6 @@ _GAINS = (
     (Mish.min_opset, {"Softplus", "Tanh"}),
     (Gelu.min_opset, {"Erf"}),
     (Gelu.min_opset, {"Tanh", "Add", "Mul"}),
-    (GroupNorm.min_opset, {"InstanceNormalization", "Reshape"}),
     (RMSNorm.min_opset, {"ReduceMean", "Sqrt"}),  # and LayerNormalization, which is older
     (RMSNorm.min_opset, {"ReduceMean", "Pow"}),
     (Attention.min_opset, {"Softmax", "MatMul"}),
@@ -37,10 +35,10 @@ _BODIES = 18
 class Opset(Pass):
     """Raise the operator set, where every node keeps its meaning, so that newer operators can be used.
 
-    LayerNormalization came with version 17, Gelu with 20, GroupNormalization with 21, RMSNormalization and
-    Attention with 23, Swish with 24; TensorRT and ONNX Runtime take all of these. Each node is followed through
-    every version of its operator: attributes that became inputs become constants, and where an operator means
-    something else since some version, the model is raised up to there and no further.
+    LayerNormalization came with version 17, Gelu with 20, RMSNormalization and Attention with 23, Swish with
+    24; TensorRT and ONNX Runtime take all of these. Each node is followed through every version of its operator:
+    attributes that became inputs become constants, and where an operator means something else since some version,
+    the model is raised up to there and no further.
     """
 
     name = "opset"
