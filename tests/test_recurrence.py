@@ -230,9 +230,9 @@ def unrolled(draw: st.DrawFn) -> tuple[onnx.ModelProto, str]:
     )
 
 
-def zeros(writer: Writer) -> str:
+def zeros(writer: Writer, like: str = "h") -> str:
     """A state of zeros, of the batch's size."""
-    size = writer.op("Gather<axis=0>", writer.op("Shape", "h"), writer.ints(0))
+    size = writer.op("Gather<axis=0>", writer.op("Shape", like), writer.ints(0))
     return writer.op("ConstantOfShape", writer.op("Concat<axis=0>", size, writer.ints(H)))
 
 
@@ -774,3 +774,23 @@ def test_exported_loops(name: str, expected: list[str]) -> None:
     assert not {"Loop", "Scan", "Tanh", "Gather", "Concat"} & set(operators(after))
     sizes = ({"batch": 1, "seq": 9}, {"batch": 3, "seq": 4})
     assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(sizes)))
+
+
+def test_loops_from_both_ends() -> None:
+    """What goes in and comes out is turned twice; the operator is bidirectional, and starts from zero."""
+    writer = Writer()
+    forwards, backwards = [], []
+    for tag, order, results in (("f", range(4), forwards), ("b", range(3, -1, -1), backwards)):
+        h, c = zeros(writer, "x"), zeros(writer, "x")
+        for step in order:
+            h, c = writer.lstm(
+                "torch", writer.new(f"Gather<axis=1>(x, {writer.constant(np.array(step))})"), h, c, tag
+            )
+            results.append(writer.unsqueeze(h, 1))
+    one = writer.op("Concat<axis=1>", *forwards)
+    two = writer.op("Concat<axis=1>", *reversed(backwards))
+    writer.lines.append(f"y = Concat<axis=2>({one}, {two})")
+    before = writer.text(f"float[n, 4, {X}] x", f"float[n, 4, {2 * H}] y")
+    after = optimized(before, "default")
+    assert operators(after) == ["Transpose", "LSTM", "Transpose", "Reshape"]
+    assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(SIZES)))

@@ -11,6 +11,7 @@ from onnxlathe_passes.affine_chain import AffineChain, TwoFactors
 from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.attention_layout import AttentionLayout
 from onnxlathe_passes.batchnorm import ConvBatchNorm
+from onnxlathe_passes.bidirectional import Bidirectional
 from onnxlathe_passes.branches import EqualBranches
 from onnxlathe_passes.casts import CastChain, NoopCast
 from onnxlathe_passes.causal import CausalAttention
@@ -207,6 +208,7 @@ PASSES: list[type[Pass]] = [
     GatherSlice,
     GatherMoved,
     GatherRows,
+    Bidirectional,
     LastState,
     Restack,
     JointSteps,

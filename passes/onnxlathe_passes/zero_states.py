@@ -39,7 +39,9 @@ class ZeroState(NodeRule):
     visits = tuple(_STATES)
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
-        zeros = [i for i in _STATES[node.op_type] if i < len(node.inputs) and _zero(node.inputs[i], op.opset)]
+        zeros = [
+            i for i in _STATES[node.op_type] if i < len(node.inputs) and is_zero(node.inputs[i], op.opset)
+        ]
         if not zeros:
             return None
         inputs = [None if index in zeros else value for index, value in enumerate(node.inputs)]
@@ -48,8 +50,8 @@ class ZeroState(NodeRule):
                 for old, new in zip(node.outputs, made.outputs, strict=True)]  # fmt: skip
 
 
-def _zero(value: ir.Value | None, opset: int, depth: int = 0) -> bool:
-    """Whether all entries are 0 in every run."""
+def is_zero(value: ir.Value | None, opset: int, depth: int = 0) -> bool:
+    """Whether all entries of a tensor are 0 in every run, as far as its producers tell."""
     if value is None or depth > _DEEP:
         return False
     if is_constant(value):
@@ -61,5 +63,5 @@ def _zero(value: ir.Value | None, opset: int, depth: int = 0) -> bool:
         filled = attribute(node, "value", opset)
         return filled is None or not filled.numpy().any()
     if node.op_type == "Concat":
-        return all(_zero(v, opset, depth + 1) for v in node.inputs)
-    return node.op_type in _MOVES and _zero(node.inputs[0], opset, depth + 1)
+        return all(is_zero(v, opset, depth + 1) for v in node.inputs)
+    return node.op_type in _MOVES and is_zero(node.inputs[0], opset, depth + 1)

@@ -12,10 +12,11 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, reject, require
 from onnxlathe_passes.conditions import Array, int64
-from onnxlathe_passes.recurrence.cells import Cell, Oriented, is_zero
+from onnxlathe_passes.recurrence.cells import Cell, Oriented
 from onnxlathe_passes.recurrence.places import Place, rows
 from onnxlathe_passes.views import squeeze, unsqueeze
 from onnxlathe_passes.weights import derived, tensor_of
+from onnxlathe_passes.zero_states import is_zero
 
 END = 2**63 - 1
 
@@ -116,7 +117,7 @@ def initial(op: Builder, value: ir.Value | None, batch: Any, size: int) -> ir.Va
     Raises:
         NoMatch: it has another shape.
     """
-    if value is None or is_zero(value):
+    if value is None or is_zero(value, op.opset):
         return None
     return single(op, value, batch, size)
 

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import reject
-from onnxlathe_passes.conditions import uniform
 from onnxlathe_passes.recurrence.places import Place
 from onnxlathe_passes.recurrence.sums import Matrix, Sum
 
@@ -155,11 +154,6 @@ class Cell:
         if not inputs:
             return None
         return Oriented(self, before, inputs, tuple(nears[p] for p in inputs), tuple(own), others)
-
-
-def is_zero(value: ir.Value | None) -> bool:
-    """Whether a state is a constant of zeros."""
-    return value is not None and bool(uniform(value) == 0)
 
 
 def starts_from_zero(first: Oriented, second: Oriented) -> bool:

@@ -251,7 +251,7 @@ class _Reader:
         """A product with what is multiplied; of values side by side, one for each."""
         value = self.scope.real(at.value)
         joined = producer(value, "Concat")
-        if joined is not None and last_axis(joined, self.scope.opset):
+        if joined is not None and at.axis is None and last_axis(joined, self.scope.opset):
             start = matrix.rows[0]
             for part in joined.inputs:
                 assert part is not None
