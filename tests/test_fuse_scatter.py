@@ -216,3 +216,70 @@ def test_whatever_is_written_is_written(drawn: tuple[str, dict[str, Array]]) -> 
     before = parse(text, 18, weights)
     after = optimized(before, "fuse,tidy")
     assert_same(before, after, samples(before))
+
+
+def chain(*parts: list[int], width: int = 6) -> tuple[str, dict[str, Array]]:
+    """Scatters one after the other into columns of x."""
+    names = [f"u{k}" for k in range(len(parts))]
+    inputs = ", ".join(f"float[n, {len(p)}] {u}" for u, p in zip(names, parts, strict=True))
+    lines, weights, last = ["t = Transpose<perm=[1, 0]>(x)"], {}, "t"
+    for k, (u, places) in enumerate(zip(names, parts, strict=True)):
+        weights[f"i{k}"] = positions(places)
+        lines += [f"v{k} = Transpose<perm=[1, 0]>({u})", f"s{k} = ScatterND({last}, i{k}, v{k})"]
+        last = f"s{k}"
+    lines.append(f"y = Transpose<perm=[1, 0]>({last})")
+    return model(f"float[n, {width}] x, {inputs}", "\n".join(lines), f"float[n, {width}] y"), weights
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (([0, 2, 4], [1, 3, 5]), ["Concat", "Gather"]),
+        (([1, 3, 5], [0, 2, 4]), ["Concat", "Gather"]),
+        (([0, 1], [2, 3, 4, 5]), ["Concat"]),
+        (([3, 4, 5], [0, 1, 2]), ["Concat"]),
+        (([2, 3], [0, 1], [4, 5]), ["Concat"]),
+        (([0, 3], [2, 5], [1, 4]), ["Concat", "Gather"]),
+    ],
+)
+def test_parts_that_are_everything(parts: tuple[list[int], ...], expected: list[str]) -> None:
+    text, weights = chain(*parts)
+    check(text, "fuse,tidy", expected, weights=weights)
+
+
+@pytest.mark.parametrize("parts", [([0, 2, 4], [1, 3]), ([0, 2, 4], [1, 3, 5, 4]), ([0, 2, 4], [0, 2, 4])])
+def test_parts_that_are_not_everything(parts: tuple[list[int], ...]) -> None:
+    text, weights = chain(*parts)
+    before = parse(text, 17, weights)
+    after = optimized(before, "fuse,tidy")
+    assert "ScatterND" in operators(after)
+    assert_same(before, after, samples(before, n=1), samples(before, 1, n=3))
+
+
+def test_parts_of_which_the_first_is_used_elsewhere() -> None:
+    text, weights = chain([0, 2, 4], [1, 3, 5])
+    text = text.replace("float[n, 6] y)", "float[n, 6] y, float[6, n] z)").replace(
+        "s1 =", "z = Abs(s0)\ns1 ="
+    )
+    check(text, "fuse", None, weights=weights)
+
+
+@st.composite
+def partitions(draw: st.DrawFn) -> tuple[str, dict[str, Array]]:
+    """Parts in steps, which may or may not be everything, or overlap."""
+    width = draw(st.integers(2, 6))
+    parts = []
+    for _ in range(draw(st.integers(1, 3))):
+        start, step = draw(st.integers(0, width - 1)), draw(st.integers(1, 3))
+        found = list(range(start, width, step))
+        parts.append(found[: draw(st.integers(1, len(found)))])
+    return chain(*parts, width=width)
+
+
+@given(partitions())
+@settings(max_examples=60, deadline=None)
+def test_whatever_parts_there_are(drawn: tuple[str, dict[str, Array]]) -> None:
+    text, weights = drawn
+    before = parse(text, 18, weights)
+    after = optimized(before, "fuse,tidy")
+    assert_same(before, after, samples(before, n=2))

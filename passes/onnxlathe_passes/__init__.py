@@ -111,6 +111,7 @@ from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
 from onnxlathe_passes.where_sizes import WhereSizes
 from onnxlathe_passes.written_block import WrittenBlock
+from onnxlathe_passes.written_parts import WrittenParts
 from onnxlathe_passes.zero_states import ZeroState
 
 PASSES: list[type[Pass]] = [
@@ -197,6 +198,7 @@ PASSES: list[type[Pass]] = [
     EinsumUnits,
     PrependedConstant,
     CountingGather,
+    WrittenParts,
     WrittenBlock,
     TabulatedIndex,
     Steady,

@@ -13,11 +13,14 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxlathe.infer import Dims, constant, dims_of, lower
-from onnxlathe.rewrite import attribute, is_constant, reject, require
-from onnxlathe_passes.conditions import from_front, producer
+from onnxlathe.rewrite import NoMatch, attribute, is_constant, reject, require
+from onnxlathe_passes.conditions import from_front, producer, rank, used_once
 from onnxlathe_passes.coordinates import Counters, Parts, counted
+from onnxlathe_passes.noop_views import permutation
 
+SCATTERS = ("ScatterND", "ScatterElements")
 _LARGEST = 1 << 26  # bytes of constant indices that are looked at
+_MOST = 16  # scatters that together write all of an axis
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,81 @@ def written(node: ir.Node, opset: int) -> Block:
     else:
         spans = _rows(indices, rows, dims, opset)
     return Block(data, updates, spans)
+
+
+def covering(node: ir.Node, opset: int) -> tuple[int, list[Block]] | None:
+    """The blocks that a scatter and those before it write, where they are the parts of one axis.
+
+    Returns:
+        The axis, and the blocks in the order in which they are written; together they leave nothing of the
+        data. `None` where it is not so.
+    """
+    blocks: list[Block] = []
+    at: ir.Node | None = node
+    while at is not None and len(blocks) < _MOST:
+        try:
+            block = written(at, opset)
+        except NoMatch:
+            return None
+        if len(block.partial) != 1 or (blocks and not _beside(block, blocks[0])):
+            return None
+        blocks.insert(0, block)
+        places = _places(blocks)
+        if places is None or len(set(places)) < len(places):
+            return None
+        if len(places) == block.spans[block.partial[0]].size:
+            return block.partial[0], blocks
+        at = producer(block.data, *SCATTERS) if used_once(block.data) else None
+    return None
+
+
+def covered_later(node: ir.Node, opset: int) -> bool:
+    """Whether scatters that write to the result of this one are its complement; see `covering`."""
+    at = node
+    for _ in range(_MOST):
+        result = at.outputs[0]
+        user = next(iter(result.consumers())) if used_once(result) else None
+        if user is None or user.op_type not in SCATTERS or user.domain or user.inputs[0] is not result:
+            return False
+        found = covering(user, opset)
+        if found is not None:
+            return any(block.data is node.inputs[0] for block in found[1])
+        at = user
+    return False
+
+
+def _beside(one: Block, other: Block) -> bool:
+    """Whether two blocks differ in their place along the same axis only."""
+    pairs = zip(one.spans, other.spans, strict=True) if len(one.spans) == len(other.spans) else ()
+    return one.partial == other.partial and all(a == b for a, b in pairs if a.whole)
+
+
+def _places(blocks: Sequence[Block]) -> list[int] | None:
+    """Every place along the axis, in the order in which the blocks have them."""
+    found: list[int] = []
+    for block in blocks:
+        span = block.spans[block.partial[0]]
+        if not all(isinstance(n, int) for n in (span.start, span.count, span.size)):
+            return None
+        found += range(span.start, span.start + span.count * span.step, span.step)
+    return found
+
+
+def order(blocks: Sequence[Block]) -> list[int]:
+    """For each place along the axis, where it is when the blocks stand side by side."""
+    places = _places(blocks) or []
+    return sorted(range(len(places)), key=places.__getitem__)
+
+
+def moved_from(value: ir.Value, opset: int) -> tuple[ir.Value, list[int]]:
+    """What Transposes, one after the other, made the value of, and the order in which they put its axes."""
+    order = list(range(rank(value) or 0))
+    while (node := producer(value, "Transpose")) is not None and node.inputs[0] is not None:
+        perm = permutation(node, opset)
+        if perm is None or len(perm) != len(order):
+            break
+        order, value = [perm[axis] for axis in order], node.inputs[0]
+    return value, order
 
 
 def _elements(node: ir.Node, indices: ir.Value, rows: Dims, dims: Dims, opset: int) -> tuple[Span, ...]:

@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, is_constant, reject, require
-from onnxlathe_passes.conditions import dying, filled, int64, producer, rank, used_once
+from onnxlathe_passes.conditions import dying, filled, int64, producer, used_once
 from onnxlathe_passes.noop_views import INDEX_END, permutation
 from onnxlathe_passes.regroup import static, viewed
-from onnxlathe_passes.scatter_blocks import Block, Span, written
+from onnxlathe_passes.scatter_blocks import Block, Span, covered_later, moved_from, written
 from onnxlathe_passes.weights import derived, tensor_of
 
 _MASK = 1 << 20  # entries of a constant that says what is written
@@ -44,6 +44,7 @@ class WrittenBlock(NodeRule):
     visits = ("ScatterND", "ScatterElements")
 
     def visit(self, op: Builder, node: ir.Node) -> ir.Value:
+        require(not covered_later(node, op.opset), "the scatters after it write the rest")
         block = written(node, op.opset)
         updates = viewed(op, block.updates, block.dims)
         if all(span.whole for span in block.spans):
@@ -175,7 +176,7 @@ def _without_transposes(op: Builder, block: Block, form: _Form) -> tuple[Block, 
         del values["data"]
     if form.kind == "choose" and form.number is not None:
         del values["updates"]
-    moved = {name: _moved(value, op.opset) for name, value in values.items() if not is_constant(value)}
+    moved = {name: moved_from(value, op.opset) for name, value in values.items() if not is_constant(value)}
     perm = next((perm for _, perm in moved.values()), None)
     if perm is None or list(perm) == sorted(perm) or any(other != perm for _, other in moved.values()):
         return block, None
@@ -185,17 +186,6 @@ def _without_transposes(op: Builder, block: Block, form: _Form) -> tuple[Block, 
     for place, axis in enumerate(perm):
         spans[axis] = block.spans[place]
     return replace(block, spans=tuple(spans), **values), perm
-
-
-def _moved(value: ir.Value, opset: int) -> tuple[ir.Value, list[int]]:
-    """What Transposes, one after the other, made the value of, and the order in which they put its axes."""
-    order = list(range(rank(value) or 0))
-    while (node := producer(value, "Transpose")) is not None and node.inputs[0] is not None:
-        perm = permutation(node, opset)
-        if perm is None or len(perm) != len(order):
-            break
-        order, value = [perm[axis] for axis in order], node.inputs[0]
-    return value, order
 
 
 def _turned(op: Builder, value: ir.Value, perm: Sequence[int]) -> ir.Value:
