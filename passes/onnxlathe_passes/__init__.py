@@ -11,6 +11,7 @@ from onnxlathe_passes.affine_chain import AffineChain, TwoFactors
 from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.attention_layout import AttentionLayout
 from onnxlathe_passes.batchnorm import ConvBatchNorm
+from onnxlathe_passes.cancelled import CancelledTerms
 from onnxlathe_passes.bidirectional import Bidirectional
 from onnxlathe_passes.branches import EqualBranches
 from onnxlathe_passes.casts import CastChain, NoopCast
@@ -27,6 +28,7 @@ from onnxlathe_passes.elements_late import ElementsLate
 from onnxlathe_passes.einsum_units import EinsumUnits
 from onnxlathe_passes.element_gather import ElementGather
 from onnxlathe_passes.flat_gemm import FlatGemm
+from onnxlathe_passes.floor_division import FloorDivision
 from onnxlathe_passes.fold import Fold
 from onnxlathe_passes.fold_offset import FoldOffset
 from onnxlathe_passes.fold_scale import FoldScale
@@ -188,6 +190,8 @@ PASSES: list[type[Pass]] = [
     HardSigmoid,
     HardSwish,
     Reciprocal,
+    CancelledTerms,
+    FloorDivision,
     ReduceNorm,
     FlatGemm,
     SoftmaxGuard,
