@@ -170,3 +170,27 @@ def test_a_mask_is_resized(fill: str) -> None:
     given = {"o0": np.array([0]), "one": np.array(1), "scales": np.array([1, 1, 0.5, 0.5], np.float32)}
     given |= {"zero": np.array([0]), "three": np.array([3]), "o1": np.array([1])}
     check(text, "shapes,steady", ["MaxPool", "Slice", "Add"], weights=given, sizes=({"n": 1}, {"n": 3}))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # Positions of frames, of which there is one for up to four samples.
+        "m = Mul(f, zero) o = Add(m, two) c = CumSum(o, axis1) y = Add(f, c)",
+        # A number of frames, of a value that shows no size of its own.
+        """s = Shape(f) m = ConstantOfShape<value = float[1] {1}>(s) r = ReduceSum<keepdims=1>(m, both)
+        y = Add(f, r)""",
+        "s = Shape(f) m = ConstantOfShape<value = float[1] {1}>(s) c = CumSum(m, axis1) y = Mul(f, c)",
+    ],
+)
+def test_sizes_of_which_little_is_seen(body: str) -> None:
+    """Frames of a waveform: sizes that are 1 for one, two and three samples tell nothing."""
+    text = f"g (float[1,n] x) => (float[1,k] y) {{ f = Slice(x, o0, far, o1, four) {body} }}"
+    weights = WEIGHTS | {
+        "o0": np.array([0]), "far": np.array([1 << 40]), "four": np.array([4]), "zero": np.float32(0),
+        "both": np.array([0, 1]),
+    }  # fmt: skip
+    before = parse(text, 18, weights)
+    after = optimized(before, "shapes,fold,steady")
+    for size in (3, 9, 17):
+        assert_same(before, after, {"x": np.random.default_rng(size).random((1, size), np.float32)})

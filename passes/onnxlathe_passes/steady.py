@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -219,7 +219,7 @@ class _Search:
                 return
             inputs.append(list(contents))
         dims = [dims_of(output) for output in node.outputs]
-        if any(d is None or None in d for d in dims):
+        if any(d is None or None in d or not _telling(d) for d in dims):
             return
         if not any(v in self.found for v in node.inputs) and all(is_constant(v) for v in node.inputs if v):
             return  # a constant, left alone for its size
@@ -256,7 +256,7 @@ class _Search:
         if constant is not None:
             return [constant] * len(_SIZES)
         entries = known(value) if says_shape else None
-        if entries is None:
+        if entries is None or not _telling(entries.reshape(-1)):
             return None
         arrays = []
         for size in _SIZES:
@@ -297,6 +297,16 @@ def _bound(entries: Any, size: int) -> tuple[int, ...] | None:
             return None
         result.append(int(entry))
     return tuple(result)
+
+
+def _telling(entries: Iterable[Any]) -> bool:
+    """Whether every expression differs among the `_SIZES`.
+
+    Of 320 samples there is one frame, as of one or two: what is the same for all these says nothing.
+    """
+    return all(
+        len({_bound((entry,), size) for size in _SIZES}) > 1 for entry in entries if isinstance(entry, Dim)
+    )
 
 
 def _uniform(dims: Dims, arrays: list[Array]) -> bool:
