@@ -53,7 +53,7 @@ PLAIN = "c = Identity(l)"
 )
 def test_indices_are_divided(index: str, condition: str, by: str, fires: bool) -> None:
     text = DIVIDED.format(index=index, condition=condition, by=by)
-    made = [*(["TopK"] if "i0" in index else []), index.split("(")[0].split("<")[0], "Div"]
+    made = ["TopK", index.split("(")[0].split("<")[0], "Div"]
     check(text, "floor_division", made if fires else None, weights=NUMBERS, sizes=SMALL)
 
 
