@@ -28,6 +28,39 @@ def test_attributes_and_their_defaults_and_the_order_of_commutative_inputs() -> 
     check(text, "cse", ["Softmax", "Add", "Mul"])
 
 
+@pytest.mark.parametrize("opset", [17, 18])
+def test_axes_from_the_front_and_from_the_end(opset: int) -> None:
+    last, front = ("<axes=[-1]>(x)", "<axes=[1]>(x)") if opset < 18 else ("(x, m)", "(x, p)")
+    text = f"""g (float[n, 4] x) => (float[n, 4] y, float[n, 8] z) {{
+        a = ReduceMean{last} b = ReduceMean{front}
+        c = Add(a, b)
+        d = Softmax<axis=1>(x) e = Softmax(x)
+        f = Sub(d, e) y = Mul(f, c)
+        z = Concat<axis=-1>(d, d) h = Concat<axis=1>(d, e) k = Exp(h)
+    }}"""
+    weights = {"m": np.array([-1]), "p": np.array([1])} if opset > 17 else {}
+    check(
+        text,
+        "shapes,cse,dead",
+        ["ReduceMean", "Add", "Softmax", "Sub", "Mul", "Concat"],
+        opset=opset,
+        weights=weights,
+    )
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_other_axes_stay_apart(opset: int) -> None:
+    last, front = ("<axes=[-1]>(x)", "<axes=[0]>(x)") if opset < 18 else ("(x, m)", "(x, p)")
+    text = f"""g (float[n, 4] x) => (float[n, 4] y) {{
+        a = ReduceMax{last} b = ReduceMax{front} c = ReduceMax(x)
+        d = Add(a, b) e = Add(c, d)
+        f = Softmax<axis=0>(x) h = Softmax<axis=-1>(x)
+        i = Sub(f, h) y = Mul(i, e)
+    }}"""
+    weights = {"m": np.array([-1]), "p": np.array([0])} if opset > 17 else {}
+    check(text, "shapes,cse", None, opset=opset, weights=weights)
+
+
 def test_what_differs_stays_apart() -> None:
     text = """g (float[n, 4] x, float[n, 4] z) => (float[n, 4] y) {
         a = Softmax<axis=0>(x)

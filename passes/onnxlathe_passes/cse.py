@@ -11,16 +11,25 @@ from onnxlathe.rewrite import (
     COMMUTATIVE,
     Context,
     Pass,
+    attribute,
     attribute_defaults,
     remove_unused,
     replace_value,
     subgraphs,
 )
-from onnxlathe_passes.conditions import operand, uniform
+from onnxlathe_passes.conditions import from_front, operand, rank, uniform
+from onnxlathe_passes.reductions import reduction
 
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
+_ALONG = frozenset(
+    {
+        *("Softmax", "LogSoftmax", "Hardmax", "Concat", "Split", "Gather", "GatherElements"),
+        *("ArgMax", "ArgMin", "LayerNormalization", "RMSNormalization"),
+    }
+)
+"""Operators with an axis of their first input."""
 _READ = 1024
 """Tensors in attributes up to so many bytes are compared by content."""
 
@@ -31,8 +40,9 @@ class CommonSubexpressions(Pass):
     """Compute what two nodes compute alike only once.
 
     Nodes are alike where operator, attributes (those left out mean their defaults) and inputs are the same;
-    the order of a commutative operator's inputs does not matter. A node in a subgraph may also be replaced
-    by one that is computed around it. Random operators are never alike, nor are operators that are unknown.
+    the order of a commutative operator's inputs does not matter, nor does the end from which axes are
+    counted. A node in a subgraph may also be replaced by one that is computed around it. Random operators
+    are never alike, nor are operators that are unknown.
     """
 
     name = "cse"
@@ -120,14 +130,20 @@ def key_of(
     if not is_deterministic(node, pure) or not node.outputs:
         return None
     defaults = attribute_defaults(node.op_type, node.domain, opset)
-    attributes = []
+    attributes, given = [], list(inputs)
+    places = _places(node, opset)
+    if places is not None:
+        attributes.append(("axis", places))
+        if node.op_type.startswith("Reduce"):
+            del given[1:]
     for name, held in node.attributes.items():
+        if places is not None and name in ("axis", "axes"):
+            continue
         content = _content(held)
         if content is None:
             return None
         if held.is_ref() or name not in defaults or defaults[name] != _plain(held.value):
             attributes.append((name, content))
-    given = list(inputs)
     while given and given[-1] is None:
         given.pop()
     if node.op_type in COMMUTATIVE and node.domain == "":
@@ -135,6 +151,19 @@ def key_of(
     # The number of its outputs is part of what a Split means.
     parts = len(node.outputs) if node.op_type == "Split" or node.domain != "" else 0
     return (node.domain, node.op_type, node.overload, parts, *given, *sorted(attributes, key=_name))
+
+
+def _places(node: ir.Node, opset: int) -> Hashable | None:
+    """The axes of an operator, counted from the front; `None` where it has none or they are not known."""
+    if node.domain != "" or any(held.is_ref() for held in node.attributes.values()):
+        return None
+    if node.op_type.startswith("Reduce"):
+        what = reduction(node, opset)
+        return tuple(what.axes) if what is not None else None
+    if node.op_type not in _ALONG:
+        return None
+    axes = from_front([int(attribute(node, "axis", opset))], rank(node.inputs[0]))
+    return tuple(axes) if axes is not None else None
 
 
 def is_deterministic(node: ir.Node, pure: frozenset[tuple[str, str, str]]) -> bool:
