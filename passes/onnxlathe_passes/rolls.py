@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, attribute
-from onnxlathe_passes.conditions import int64, producer, used_once
+from onnxlathe_passes.conditions import producer, used_once
 from onnxlathe_passes.slices import cuts
 
 
@@ -43,8 +43,9 @@ class Roll(NodeRule):
         size = (dims_of(first[0]) or (None,) * rank)[axis]
         if second[1] != 0 or second[2] != first[1] or first[2] != size or not isinstance(size, int):
             return None
-        places = np.roll(np.arange(size), -first[1])
-        return op.Gather(first[0], int64(list(places)), axis=axis)
+        # TensorRT makes a layer less of 32 bits.
+        places = np.roll(np.arange(size, dtype=np.int32), -first[1])
+        return op.Gather(first[0], places, axis=axis)
 
 
 def _part(value: ir.Value | None, axis: int, opset: int) -> tuple[ir.Value, int, int] | None:

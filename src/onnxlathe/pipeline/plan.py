@@ -24,7 +24,8 @@ PRESETS: Mapping[str, str] = {
     "O1": "shapes,fold,tidy",
     "O2": "shapes,fold,tidy,fuse,tidy",
     "O3": "opset,fixpoint(shapes,fold,tidy,fuse)",
-    "trt": "opset(version=21),shapes,fold,tidy,fuse,tidy,groupnorm,split_gather,full_rank(everything=true),tidy",
+    "trt": "opset(version=21),shapes,fold,tidy,fuse,tidy,"
+    "groupnorm,roll,split_gather,full_rank(everything=true),tidy",
     "ort": "O3,patch_projection,attention(fast_float32=true),fold,fuse,tidy",
     "default": "shapes,fold,tidy,fuse,tidy",
 }
