@@ -218,3 +218,78 @@ def test_copies_say_where_they_come_from() -> None:
         if p.key == ORIGIN
     ]
     assert origins == [["inner_Tanh", "walk"]] * 4
+
+
+def invariants(trips: str, body: str, weights: dict[str, np.ndarray] | None = None) -> onnx.ModelProto:
+    text = f"""
+    g (int64 count, float[n, 4] x) => (float[n, 4] y) <int64 three = {{3}}, bool yes = {{1}}> {{
+        r = Relu(x)
+        y = Loop ({trips}, yes, x) <
+            body = b (int64 i, bool c, float[n, 4] v) => (bool d, float[n, 4] w) {{ d = Identity(c) {body} }}
+        >
+    }}"""
+    return parse(text, weights=weights)
+
+
+W = {"k": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("m = MatMul(r, k) t = Tanh(m) w = Add(v, t)", ["Identity", "Add"]),
+        ("q = Constant<value_float=2.0>() m = Mul(r, q) w = Add(v, m)", ["Identity", "Add"]),
+        (
+            "q = Constant<value_float=2.0>() m = Mul(r, q) u = Mul(v, q) w = Add(u, m)",
+            ["Identity", "Mul", "Add"],
+        ),
+    ],
+)
+def test_what_is_the_same_in_all_iterations(body: str, left: list[str]) -> None:
+    before = invariants("count", body, W if "k" in body else None)
+    after = optimized(before, "shapes,fold,loop_invariant")
+    (node,) = [n for n in after.graph.node if n.op_type == "Loop"]
+    assert [n.op_type for n in node.attribute[0].g.node] == left
+    for count in (0, 1, 3):
+        both(before, after, count=np.array(count))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "m = Mul(v, r) t = Tanh(m) w = Add(t, r)",  # of what is carried
+        "f = Cast<to=1>(i) m = Mul(r, f) w = Add(v, m)",  # of the number of the iteration
+        "m = RandomNormalLike(r) z = Sub(m, m) w = Add(v, z)",
+        "w = Tanh(r)",  # an output of the body must be made there
+        "q = Constant<value_int=0>() m = Gather<axis=0>(r, q) w = Add(v, m)",  # fails where r is empty
+    ],
+)
+def test_what_differs_or_could_fail(body: str) -> None:
+    before = invariants("count", body)
+    inside = len(before.graph.node[1].attribute[0].g.node) - body.count("Constant")
+    after = optimized(before, "shapes,fold,loop_invariant")
+    (node,) = [n for n in after.graph.node if n.op_type == "Loop"]
+    assert len(node.attribute[0].g.node) == inside
+    both(before, after, count=np.array(2))
+
+
+def test_what_could_fail_leaves_a_loop_that_runs() -> None:
+    body = "q = Constant<value_int=0>() m = Gather<axis=0>(r, q) w = Add(v, m)"
+    before = invariants("three", body)
+    after = optimized(before, "shapes,fold(unroll=1),loop_invariant")
+    assert operators(after) == ["Relu", "Gather", "Loop"]
+    both(before, after, count=np.array(2))
+
+
+def test_out_of_two_loops() -> None:
+    body = """
+        w = Loop (count, yes, v) <
+            body = bb (int64 j, bool cc, float[n, 4] vv) => (bool dd, float[n, 4] ww) {
+                dd = Identity(cc) m = MatMul(r, k) ww = Add(vv, m)
+            }
+        >
+    """
+    before = invariants("count", body, W)
+    after = optimized(before, "shapes,fold,loop_invariant")
+    assert operators(after) == ["Relu", "MatMul", "Loop"]
+    both(before, after, count=np.array(2))

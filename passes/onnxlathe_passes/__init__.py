@@ -52,6 +52,7 @@ from onnxlathe_passes.lean_constants import LeanConstants
 from onnxlathe_passes.lean_operands import LeanOperands
 from onnxlathe_passes.lean_recurrence import LastState, LeanRecurrence
 from onnxlathe_passes.legalize import Legalize
+from onnxlathe_passes.loop_invariants import LoopInvariant
 from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.moved_rows import MovedRows
 from onnxlathe_passes.moves import MoveChain
@@ -157,6 +158,7 @@ PASSES: list[type[Pass]] = [
     Dedup,
     CommonSubexpressions,
     EqualBranches,
+    LoopInvariant,
     LeanConstants,
     Dead,
     Recurrence,
