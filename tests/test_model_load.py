@@ -868,3 +868,21 @@ def test_checks_are_linear(file) -> None:
     loaded = load(file(model(nodes, outputs=(f"v{count - 1}",))))
     assert loaded.graph[0].inputs[0].name == "x"
     assert loaded.count_nodes() == count
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (300, 2)])
+def test_what_is_noted_of_a_constant_gives_way_to_what_it_is(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """ONNX Runtime's optimizer transposes weights and leaves the note of their shape; both small and large ones."""
+    weight = floats(*shape)
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value("x", ["n", shape[0]])],
+            [value("y", ["n", shape[1]])], [numpy_helper.from_array(weight, "w")],
+            value_info=[value("w", list(shape[::-1]))],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
+    )  # fmt: skip
+    onnx.save(proto, tmp_path / "m.onnx")
+    held = load(tmp_path / "m.onnx").graph.initializers["w"]
+    assert held.shape == ir.Shape(shape)
+    assert held.dtype == ir.DataType.FLOAT

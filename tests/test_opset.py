@@ -12,8 +12,10 @@ import pytest
 
 from helpers import Array, assert_same, operators, optimized, parse, registry, samples
 from onnxlathe.errors import UsageError
+from onnxlathe.infer import schema_of
 from onnxlathe.model import Model
 from onnxlathe.pipeline import Runner, plan
+from onnxlathe.rewrite import attribute
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SIZES = ({"n": 1, "m": 6}, {"n": 3, "m": 8})
@@ -232,3 +234,18 @@ def test_left_to_itself_it_raises_as_far_as_there_is_something_to_gain(body: str
     after = optimized(before, "opset")
     assert version(after) == reached
     assert_same(before, after, samples(before, n=2))
+
+
+def test_an_operator_that_is_newer_than_the_operator_set() -> None:
+    """ONNX Runtime's optimizer writes LayerNormalization into models of any opset, and runs it."""
+    text = "g (float[n,8] x, float[8] s) => (float[n,8] y) { y = LayerNormalization<axis=-1>(x, s) }"
+    proto = parse(text, opset=14)
+    for newer in (18, 21):
+        after = optimized(proto, f"opset(version={newer})")
+        assert version(after) == newer
+        assert [n.op_type for n in after.graph.node] == ["LayerNormalization"]
+    node = ir.node("LayerNormalization", [ir.Value(name="x")])
+    assert attribute(node, "epsilon", 14) == attribute(node, "epsilon", 17)
+    assert attribute(node, "axis", 14) == -1
+    assert schema_of("LayerNormalization", "", 14).since_version == 17
+    assert schema_of("NoSuchOperator", "", 14) is None

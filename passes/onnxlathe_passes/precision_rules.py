@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 import onnx_ir as ir
 
-from onnxlathe.infer import dims_of
+from onnxlathe.infer import dims_of, schema_of
 from onnxlathe.precision import BFLOAT16, FLOAT16, FLOAT32, LOW_TYPES, type_name
 from onnxlathe.rewrite import attribute, is_constant, scalar_value
 
@@ -107,9 +107,8 @@ def slot_types(
     op_type: str, domain: str, opset: int
 ) -> tuple[tuple[tuple[frozenset[str], ...], bool], tuple[tuple[frozenset[str], ...], bool]] | None:
     """Element types that the schema allows: of each formal input, then output; whether the last repeats."""
-    try:
-        schema = onnx.defs.get_schema(op_type, opset, domain)
-    except onnx.defs.SchemaError:
+    schema = schema_of(op_type, domain, opset)
+    if schema is None:
         return None
     named = {t.type_param_str: frozenset(t.allowed_type_strs) for t in schema.type_constraints}
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic

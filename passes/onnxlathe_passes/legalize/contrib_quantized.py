@@ -21,7 +21,8 @@ from onnxlathe_passes.legalize.contrib import (
     real,
 )
 from onnxlathe_passes.legalize.contrib_attention import self_attended
-from onnxlathe_passes.legalize.draft import Draft, element_type, given, lowers, operand, rank_of, static_dims
+from onnxlathe_passes.legalize.contrib_renamed import channels_moved
+from onnxlathe_passes.legalize.draft import Draft, element_type, given, lowers, operand, static_dims
 from onnxlathe_passes.weights import derived, tensor_of
 
 T = ir.DataType
@@ -65,14 +66,6 @@ def q_linear_where(op: Draft, node: ir.Node) -> ir.Value:
     return levels(op, chosen, given(node, 7), operand(node, 8), element_type(given(node, 1)))
 
 
-def _channels(op: Draft, x: ir.Value, *, first: bool) -> ir.Value:
-    """An image with its channels behind the batch, or at the end again."""
-    rank = rank_of(x)
-    order = [0, rank - 1, *range(1, rank - 1)] if first else [0, *range(2, rank), 1]
-    result: ir.Value = op.Transpose(x, perm=order)
-    return result
-
-
 @lowers(f"{_MS}::QLinearConv")
 def q_linear_conv(op: Draft, node: ir.Node) -> ir.Value:
     """The operator of ONNX, of images whose channels may come last."""
@@ -80,9 +73,9 @@ def q_linear_conv(op: Draft, node: ir.Node) -> ir.Value:
     attributes = {k: a.value for k, a in node.attributes.items() if k != "channels_last"}
     operands = list(node.inputs)
     if last:
-        operands[0] = _channels(op, given(node, 0), first=True)
+        operands[0] = channels_moved(op, given(node, 0), first=True)
     result = op.node("QLinearConv", operands, attributes).outputs[0]
-    return _channels(op, result, first=False) if last else result
+    return channels_moved(op, result, first=False) if last else result
 
 
 @lowers(f"{_MS}::NhwcMaxPool")
@@ -90,9 +83,9 @@ def nhwc_max_pool(op: Draft, node: ir.Node) -> ir.Value:
     """MaxPool of integers whose channels come last, computed in float."""
     x = given(node, 0)
     attributes = {k: a.value for k, a in node.attributes.items()}
-    image = _channels(op, op.cast(x, T.FLOAT), first=True)
+    image = channels_moved(op, op.cast(x, T.FLOAT), first=True)
     pooled = op.node("MaxPool", [image], attributes).outputs[0]
-    return op.cast(_channels(op, pooled, first=False), element_type(x))
+    return op.cast(channels_moved(op, pooled, first=False), element_type(x))
 
 
 # The numbers that four bits stand for (bitsandbytes): floats of three bits and a sign, and normal quantiles.

@@ -49,6 +49,23 @@ def expand_dims(op: Draft, node: ir.Node) -> ir.Value:
     return op.unsqueeze(given(node, 0), axis)
 
 
+def channels_moved(op: Draft, x: ir.Value, *, first: bool) -> ir.Value:
+    """An image with its channels behind the batch, or at the end again."""
+    rank = rank_of(x)
+    order = [0, rank - 1, *range(1, rank - 1)] if first else [0, *range(2, rank), 1]
+    result: ir.Value = op.Transpose(x, perm=order)
+    return result
+
+
+@lowers(f"{_MS}::NhwcConv")
+def nhwc_conv(op: Draft, node: ir.Node) -> ir.Value:
+    """Conv of an image whose channels come last; the weights lie as they do in ONNX."""
+    image = channels_moved(op, given(node, 0), first=True)
+    attributes = {k: a.value for k, a in node.attributes.items()}
+    result = op.node("Conv", [image, *node.inputs[1:]], attributes).outputs[0]
+    return channels_moved(op, result, first=False)
+
+
 @lowers(f"{_MS}::GroupNorm", f"{_MS}::SkipGroupNorm")
 def group_norm(op: Draft, node: ir.Node) -> Sequence[ir.Value | None]:
     """Normalization of groups of channels, after a sum with a shortcut and a bias, before SiLU; in float32."""

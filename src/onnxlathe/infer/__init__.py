@@ -11,6 +11,7 @@ model, however strange, makes inference raise or compute something large.
 
 from onnxlathe.infer.dims import Dim, DimLike, Dims, Expr, ceil_div, floor_div, lower, maximum, minimum, upper
 from onnxlathe.infer.engine import infer_model, infer_node
+from onnxlathe.infer.fallback import schema_of
 from onnxlathe.infer.values import constant, dims_of, forget_contents, is_static, known, set_dims, static_size
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "lower",
     "maximum",
     "minimum",
+    "schema_of",
     "set_dims",
     "static_size",
     "upper",

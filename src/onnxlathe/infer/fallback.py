@@ -18,23 +18,35 @@ from onnxlathe.infer.dims import Dim, DimLike
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["infer_by_schema"]
+__all__ = ["infer_by_schema", "schema_of"]
 
 
 @lru_cache(maxsize=512)
-def _schema(domain: str, op_type: str, opset: int) -> Any:
+def schema_of(op_type: str, domain: str, opset: int) -> Any:
+    """What the specification says of an operator; None for one that it does not know.
+
+    Of an operator that is newer than the operator set it is what the operator began as: ONNX Runtime's optimizer
+    writes LayerNormalization into models of opset 14, and runs it.
+    """
     import onnx.defs
 
     try:
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:
-        return None
+        pass
+    newest = onnx.defs.onnx_opset_version() if domain == "" else 0
+    for version in range(opset + 1, newest + 1):
+        try:
+            return onnx.defs.get_schema(op_type, version, domain)
+        except onnx.defs.SchemaError:
+            continue
+    return None
 
 
 def infer_by_schema(n: NodeContext) -> None:
     """States what ONNX's own inference of this node finds, or the element types that the schema fixes."""
     node = n.node
-    schema = _schema(node.domain, node.op_type, n.opset)
+    schema = schema_of(node.op_type, node.domain, n.opset)
     if schema is None:
         return
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in n.attributes.values()):

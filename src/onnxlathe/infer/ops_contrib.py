@@ -108,6 +108,14 @@ def fused_conv(n: NodeContext) -> None:
     conv(n)
 
 
+@rule("NhwcConv", domain=MICROSOFT)
+def nhwc_conv(n: NodeContext) -> None:
+    """Of an image ``(N, H, W, C)``: what the sizes become is left to Conv, once it is one."""
+    image, weights = n.dims(0), n.dims(1)
+    if image is not None and weights is not None and len(image) > 2:
+        n.out(0, n.dtype(0), (image[0], *[None] * (len(image) - 2), weights[0]))
+
+
 @rule("FusedGemm", domain=MICROSOFT)
 def fused_gemm(n: NodeContext) -> None:
     """As Gemm."""

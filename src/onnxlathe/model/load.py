@@ -330,6 +330,8 @@ class _Weights:
             for value in graph.initializers.values():
                 if value.const_value is not None:
                     value.const_value = self._ours(value.const_value)
+                    if not value.is_graph_input():
+                        _describe(value, value.const_value)
             for node in graph:
                 if node.attributes.data:
                     _replace_attributes(node.attributes, self)
@@ -358,6 +360,15 @@ class _Weights:
             metadata_props=dict(tensor.metadata_props) or None,
             external=payload is None,
         )
+
+
+def _describe(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """The type and shape of a constant are its tensor's, whatever the graph notes of it elsewhere.
+
+    ONNX Runtime's optimizer transposes weights and leaves what was noted of their shapes.
+    """
+    if value.shape != tensor.shape or value.dtype != tensor.dtype:
+        value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
 
 
 def _replace_attributes(attributes: Any, weights: _Weights) -> None:

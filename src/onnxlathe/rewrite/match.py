@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxlathe.infer import constant, dims_of
+from onnxlathe.infer import constant, dims_of, schema_of
 from onnxlathe.rewrite.pattern import (
     COMMUTATIVE,
     AnyOf,
@@ -277,9 +277,8 @@ def attribute_defaults(op_type: str, domain: str, opset: int) -> Mapping[str, An
     """What the absent attributes of an operator mean, by its schema; lists come as tuples."""
     import onnx
 
-    try:
-        schema = onnx.defs.get_schema(op_type, opset, domain)
-    except onnx.defs.SchemaError:
+    schema = schema_of(op_type, domain, opset)
+    if schema is None:
         return {}
     values = {}
     for name, spec in schema.attributes.items():
@@ -296,9 +295,8 @@ def input_types(op_type: str, opset: int) -> tuple[frozenset[int], ...]:
     """The element types (numbers of `TensorProto.DataType`) that each input of a standard operator may have."""
     import onnx
 
-    try:
-        schema = onnx.defs.get_schema(op_type, opset, "")
-    except onnx.defs.SchemaError:
+    schema = schema_of(op_type, "", opset)
+    if schema is None:
         return ()
     return tuple(
         frozenset(
