@@ -794,3 +794,38 @@ def test_loops_from_both_ends() -> None:
     after = optimized(before, "default")
     assert operators(after) == ["Transpose", "LSTM", "Transpose", "Reshape"]
     assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(SIZES)))
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_recurrent_layer_called_step_by_step(opset: int) -> None:
+    """torch.nn.LSTM in a loop, on one position at a time."""
+    writer = Writer(opset=opset)
+    for name, shape in {"w": (1, 4 * H, X), "r": (1, 4 * H, H), "b": (1, 8 * H)}.items():
+        writer.weight(name, *shape)
+    state, memory, outs = "", "", []
+    for step in range(4):
+        x = writer.op("Slice", "x", writer.ints(step), writer.ints(step + 1), writer.ints(0))
+        writer.lines.append(
+            f"a{step}, h{step}, c{step} = LSTM<hidden_size={H}>({x}, w, r, b, , {state}, {memory})"
+        )
+        state, memory = f"h{step}", f"c{step}"
+        outs.append(writer.squeeze(f"a{step}", 1))
+    writer.lines += [f"y = Concat<axis=0>({', '.join(outs)})", f"z = Neg({memory})"]
+    before = writer.text(f"float[4, n, {X}] x", f"float[4, n, {H}] y, float[1, n, {H}] z")
+    after = optimized(before, PIPELINE)
+    assert recurrent(after) == ["LSTM"]
+    assert "Slice" not in operators(after)
+    assert_same(before, after, *(samples(before, i, **size) for i, size in enumerate(SIZES)))
+
+
+def test_recurrent_layer_of_one_step_stays() -> None:
+    """Alone, without or with a state."""
+    for state in ("", ", , h, c"):
+        writer = Writer()
+        for name, shape in {"w": (1, 4 * H, X), "r": (1, 4 * H, H), "b": (1, 8 * H)}.items():
+            writer.weight(name, *shape)
+        writer.lines.append(f"a, y = LSTM<hidden_size={H}>(x, w, r, b{state})")
+        before = writer.text(
+            f"float[1, n, {X}] x, float[1, n, {H}] h, float[1, n, {H}] c", f"float[1, n, {H}] y"
+        )
+        assert operators(optimized(before, "default")) == ["LSTM"]

@@ -23,6 +23,7 @@ from onnxlathe_passes.conditions import (
     used_once,
 )
 from onnxlathe_passes.lanes import ELEMENTWISE
+from onnxlathe_passes.regroup import target
 from onnxlathe_passes.weights import number_of, tensor_of
 
 _DEEP = 24
@@ -134,17 +135,32 @@ class JointSteps(NodeRule):
         if size is None or len(node.inputs) < 2:
             return None
         axis = int(attribute(node, "axis", op.opset)) % size
+        first = _unsqueezed(node.inputs[0], axis, op.opset)
+        if first is None:
+            return self.joined(op, node, axis)
         values = [_unsqueezed(value, axis, op.opset) for value in node.inputs]
-        first = values[0].producer() if values[0] is not None else None
-        if first is None or first.op_type == "Gather":
-            return None  # what nothing is done to is put together by `restack`
         steps = [value for value in values if value is not None]
-        if len(steps) < len(values) or axis == size - 1:
-            return None
+        if len(steps) < len(values) or axis == size - 1 or producer(first, "Gather") is not None:
+            return None  # what nothing is done to is put together by `restack`
         joint = _Joint(op)
         whole = joint.of(steps)
-        require(joint.axis is not None and whole is not None, "the steps are not of one tensor")
-        return _moved(op, whole, joint.axis or 0, axis, size)
+        return _moved(op, whole, joint.axis, axis, size)
+
+    def joined(self, op: Builder, node: ir.Node, axis: int) -> Any:
+        """Steps side by side on an axis that they have: it becomes longer, by the axis of the steps."""
+        steps = [value for value in node.inputs if value is not None]
+        before, after = dims_of(steps[0]), dims_of(node.outputs[0])
+        maker = steps[0].producer()
+        if before is None or after is None or maker is None or maker.op_type in ("Unsqueeze", "Gather"):
+            return None
+        if before[axis] == 1 and axis < len(before) - 1:
+            joint = _Joint(op, unit=axis)
+            return joint.of(steps)
+        joint = _Joint(op)
+        whole = _moved(op, joint.of(steps), joint.axis, axis, len(before) + 1)
+        shape = target((*before[:axis], len(steps), *before[axis:]), after)
+        require(whole is not None and shape is not None, "the steps are not of one tensor")
+        return op.Reshape(whole, int64(shape or []))
 
 
 def _unsqueezed(value: ir.Value | None, axis: int, opset: int) -> ir.Value | None:
@@ -156,10 +172,13 @@ def _unsqueezed(value: ir.Value | None, axis: int, opset: int) -> ir.Value | Non
     return node.inputs[0] if axes is not None and from_front(axes, rank(value)) == [axis] else None
 
 
-def _moved(op: Builder, x: ir.Value | None, axis: int, to: int, size: int) -> ir.Value | None:
+def _moved(op: Builder, x: ir.Value | None, axis: int | None, to: int, size: int) -> ir.Value | None:
+    """The tensor with one of its axes somewhere else."""
+    require(x is not None and axis is not None, "the steps are not of one tensor")
+    assert axis is not None
     order = [a for a in range(size) if a != axis]
     order.insert(to, axis)
-    return x if x is None or order == list(range(size)) else op.Transpose(x, perm=order)
+    return x if order == list(range(size)) else op.Transpose(x, perm=order)
 
 
 @dataclass
@@ -168,10 +187,12 @@ class _Joint:
 
     Attributes:
         axis: of the steps in all of these tensors, that of the first tensor that they were taken from.
+        unit: an axis of size 1 that each step has, where the steps are put; then there is no axis more.
     """
 
     op: Builder
     axis: int | None = None
+    unit: int | None = None
     made: dict[tuple[ir.Value, ...], ir.Value] = field(default_factory=dict)
 
     def of(self, values: Sequence[ir.Value], depth: int = 0) -> ir.Value | None:
@@ -190,7 +211,10 @@ class _Joint:
         first = nodes[0] if nodes else None
         if first is None or len(nodes) < len(values) or depth > _DEEP:
             reject("the steps are not computed alike")
-        if first.op_type == "Gather" and first.domain == "":
+        if self.unit is not None and (viewed := self.viewed(values)) is not None:
+            self.made[key] = viewed
+            return viewed
+        if first.op_type == "Gather" and first.domain == "" and self.unit is None:
             self.made[key] = self.taken(nodes)
             return self.made[key]
         for node, value in zip(nodes, values, strict=True):
@@ -208,6 +232,42 @@ class _Joint:
             operands.append(None if own is None else self.of(inputs, depth + 1))
         self.made[key] = at_once(self.op, first, operands)
         return self.made[key]
+
+    def viewed(self, values: Sequence[ir.Value]) -> ir.Value | None:
+        """Gathers with axes of size 1 put in and taken out after them, laid along `unit`."""
+        gathers = []
+        for value in values:
+            node = value.producer()
+            while (
+                node is not None and node.op_type in ("Reshape", "Squeeze", "Unsqueeze") and node.domain == ""
+            ):
+                if node.inputs[0] is None or not used_once(value):
+                    return None
+                value, node = node.inputs[0], node.inputs[0].producer()
+            if node is None or node.op_type != "Gather" or node.domain != "":
+                return None
+            gathers.append(node)
+        dims, before = dims_of(values[0]), dims_of(gathers[0].outputs[0])
+        unit = self.unit or 0
+        if dims is None or before is None or dims[unit] != 1 or {None, 0} & {*dims, *before}:
+            return None
+        if any(dims_of(v) != dims for v in values) or [d for d in dims if d != 1] != [
+            d for d in before if d != 1
+        ]:
+            return None
+        laid = _Joint(self.op)
+        x = laid.taken(gathers)
+        large = sum(size != 1 for size in dims[:unit])  # how many axes come before that of the steps
+        place = next((a for a in range(len(before) + 1) if sum(d != 1 for d in before[:a]) == large), None)
+        if place is None or laid.axis is None:
+            return None
+        whole = _moved(self.op, x, laid.axis, place, len(before) + 1)
+        shape = target(
+            (*before[:place], len(values), *before[place:]), (*dims[:unit], len(values), *dims[unit + 1 :])
+        )
+        require(whole is not None and shape is not None, "the shape of the steps cannot be written down")
+        result: ir.Value = self.op.Reshape(whole, int64(shape or []))
+        return result
 
     def taken(self, nodes: Sequence[ir.Node]) -> ir.Value:
         """The tensor that Gathers take one position each of, as far as it is needed."""

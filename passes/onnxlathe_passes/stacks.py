@@ -9,7 +9,17 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, attribute
-from onnxlathe_passes.conditions import from_front, int64, number, numbers, operand, producer, rank
+from onnxlathe_passes.conditions import (
+    from_front,
+    int64,
+    number,
+    numbers,
+    operand,
+    producer,
+    rank,
+    used_once,
+)
+from onnxlathe_passes.slices import cuts
 from onnxlathe_passes.views import squeeze
 
 
@@ -30,13 +40,17 @@ class Restack(NodeRule):
     %y = Transpose(%x, perm=[1, 0, 2])
     """
 
-    visits = ("Concat",)
+    visits = ("Concat", "Slice")
 
     def visit(self, op: Builder, node: ir.Node) -> Any:
+        if node.op_type == "Slice":
+            return _cut(op, node)
         size = rank(node.outputs[0])
         if len(node.inputs) < 2 or size is None:
             return None
         axis = int(attribute(node, "axis", op.opset)) % size
+        if used_once(node.outputs[0]) and _turns(node.outputs[0].consumers()[0], axis, op.opset):
+            return None  # first it is put together the other way around
         first = _element(node.inputs[0], axis, op.opset)
         if first is None:
             return None
@@ -60,6 +74,50 @@ class Restack(NodeRule):
         if order != list(range(size)):
             return op.Transpose(x, perm=order)
         return x if x is not first.x or dims[of] == len(places) else None
+
+
+def _cut(op: Builder, node: ir.Node) -> ir.Value | None:
+    """A Slice of gathered positions as fewer, or turned around; of steps side by side in the other order.
+
+    So what a loop from the end left comes back in order.
+    """
+    joined = producer(node.inputs[0], "Concat")
+    if joined is not None:
+        size = rank(node.outputs[0]) or 0
+        axis = int(attribute(joined, "axis", op.opset)) % max(size, 1)
+        single = all((dims_of(v) or (None,) * (axis + 1))[axis] == 1 for v in joined.inputs if v is not None)
+        if not single or not _turns(node, axis, op.opset) or not used_once(joined.outputs[0]):
+            return None
+        turned: ir.Value = op.Concat(*reversed(list(joined.inputs)), axis=axis)
+        return turned
+    gathered, taken = producer(node.inputs[0], "Gather"), cuts(node, op.opset)
+    if gathered is None or taken is None or len(taken) != 1 or not used_once(gathered.outputs[0]):
+        return None
+    x, places = gathered.inputs[0], numbers(operand(gathered, 1))
+    dims = dims_of(x) if x is not None else None
+    ((axis, cut),) = taken.items()
+    if x is None or dims is None or not places or rank(operand(gathered, 1)) != 1:
+        return None
+    if int(attribute(gathered, "axis", op.opset)) % len(dims) != axis:
+        return None
+    end = None if cut.step < 0 and cut.end < -len(places) else cut.end  # to the first one, it included
+    places = places[cut.start : end : cut.step]
+    if not places:
+        return None
+    if places == list(range(len(places))) and dims[axis] == len(places):
+        return x
+    gathered_again: ir.Value = op.Gather(x, int64(places), axis=axis)
+    return gathered_again
+
+
+def _turns(node: ir.Node, axis: int, opset: int) -> bool:
+    """Whether the node is a Slice that turns an axis around, all of it."""
+    taken = cuts(node, opset) if node.op_type == "Slice" and node.domain == "" else None
+    if taken is None or list(taken) != [axis]:
+        return False
+    cut, size = taken[axis], (dims_of(node.outputs[0]) or (None,) * (axis + 1))[axis]
+    before = (dims_of(node.inputs[0]) or (None,) * (axis + 1))[axis] if node.inputs[0] is not None else None
+    return cut.step == -1 and size is not None and size == before
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def operator(
         kept = {**cell.node.attributes, "direction": "reverse" if backwards else "forward"}
         weights = [v if v is None else op.weight(tensor_of(v), v.name or "") for v in cell.node.inputs[1:4]]
         operands = [x, *weights, *[None] * (4 - len(weights)), *states]
-        return op.node(cell.kind, operands, kept, outputs=len(cell.node.outputs))
+        return op.node(cell.kind, operands, kept, outputs=3 if cell.kind == "LSTM" else 2)
     size, count = cell.size, len(cell.gates)
     like = next(m.value for m in step.own if m is not None)
     widths = [step.width(index) for index in range(len(step.inputs))]

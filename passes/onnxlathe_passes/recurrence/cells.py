@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import reject
+from onnxlathe_passes.conditions import uniform
 from onnxlathe_passes.recurrence.places import Place
 from onnxlathe_passes.recurrence.sums import Matrix, Sum
 
@@ -109,8 +110,8 @@ class Cell:
 
     def states(self) -> list[ir.Value]:
         """What may be the state before this step."""
-        if self.before is not None:
-            return [self.before]
+        if self.before is not None or self.node is not None:
+            return [] if self.before is None else [self.before]
         terms = [t for t in self.gates[0].terms if t.near is not None]
         fits = [t for t in terms if t.matrix.rows[1] - t.matrix.rows[0] == self.size]
         return list(dict.fromkeys(t.near for t in fits if t.near is not None))
@@ -128,13 +129,15 @@ class Cell:
         nears: dict[Place, ir.Value | None] = {}
         tables: list[dict[Place, Matrix]] = []
         for index, gate in enumerate(self.gates):
+            # A product with a state of zeros may not have been folded away in every gate.
+            terms = [t for t in gate.terms if before is not None or uniform(t.near) != 0]
             mine = [
                 t
-                for t in gate.terms
+                for t in terms
                 if before is not None and t.near is before and (like is None or t.matrix == like.own[index])
             ]
-            table = {t.place: t.matrix for t in gate.terms if t not in mine}
-            if len(mine) > 1 or len(table) + len(mine) != len(gate.terms):
+            table = {t.place: t.matrix for t in terms if t not in mine}
+            if len(mine) > 1 or len(table) + len(mine) != len(terms):
                 return None
             if self.hidden is not None and index == len(self.gates) - 1:
                 mine = [t for t in self.hidden.terms if t.near is before]
@@ -142,7 +145,7 @@ class Cell:
                     return None
             own.append(mine[0].matrix if mine else None)
             tables.append(table)
-            nears.update({t.place: t.near for t in gate.terms if t.place in table})
+            nears.update({t.place: t.near for t in terms if t.place in table})
         if before is not None and None in own:
             return None
 

@@ -33,7 +33,7 @@ from onnxlathe_passes.recurrence.build import (
 from onnxlathe_passes.recurrence.cells import Cell, Oriented, starts_from_zero
 from onnxlathe_passes.recurrence.formulas import cells_of
 from onnxlathe_passes.recurrence.places import Place, Scope
-from onnxlathe_passes.views import squeeze
+from onnxlathe_passes.views import squeeze, unsqueeze
 
 
 class Chains:
@@ -168,10 +168,11 @@ def _replacement(op: Builder, chain: Sequence[Oriented]) -> _Found:
         like = step.cell.result
         whole = len(dims_of(like) or ()) == 2
         state = op.Gather(flat if whole else all_of, op.constant(place), axis=0)
-        each.append((like, state))
+        each.append((like, state if whole else shaped(op, state, like)))
+        if step.cell.node is not None and like is not step.cell.node.outputs[0]:
+            each.insert(0, (step.cell.node.outputs[0], unsqueeze(op, state, [0])))
     memory = None
-    if final.kind == "LSTM":
-        assert final.memory is not None
+    if final.memory is not None:
         memory = (final.memory, shaped(op, made.outputs[2], final.memory))
     last = (final.result, shaped(op, made.outputs[1], final.result))
     return _Found(chain, each[:-1], last, each[-1][1], memory)
@@ -239,13 +240,13 @@ def _apply(op: Builder, found: _Found, context: Context, rule: str) -> None:
     assert graph is not None
     insert(op, before[0], context)
     gathered = [new.producer() for _, new in found.each]
-    substitute(found.each, context)
-    substitute([found.last], context)
-    if found.memory is not None:
-        substitute([found.memory], context)
+    for old, new in [*found.each, found.last, *([found.memory] if found.memory is not None else [])]:
+        if old.uses() or old.is_graph_output():
+            substitute([(old, new)], context)
     gone, _ = remove_unused(before)
     graph.sort()  # what goes into the last step may have been computed after the first one
-    if any(node is not None and node.graph is not None for node in gathered):
+    stays = any(node is not None and node.graph is not None for node in gathered)
+    if stays and (found.last[1].uses() or found.last[1].is_graph_output()):
         # Where all steps are wanted, the last one is one of them.
         substitute([(found.last[1], found.also_last)], context)
     remove_unused([node for node in op.nodes if node.graph is not None and is_unused(node)])
