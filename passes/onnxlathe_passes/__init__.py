@@ -10,7 +10,7 @@ from onnxlathe_passes.affine import Bias, InputScale, Scale
 from onnxlathe_passes.affine_chain import AffineChain, TwoFactors
 from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.attention_layout import AttentionLayout
-from onnxlathe_passes.batchnorm import ConvBatchNorm
+from onnxlathe_passes.batchnorm import ConvBatchNorm, FarBatchNorm
 from onnxlathe_passes.cancelled import CancelledTerms
 from onnxlathe_passes.bidirectional import Bidirectional
 from onnxlathe_passes.branches import EqualBranches
@@ -197,6 +197,7 @@ PASSES: list[type[Pass]] = [
     ReduceNorm,
     FlatGemm,
     SoftmaxGuard,
+    FarBatchNorm,
     ViewTranspose,
     MoveChain,
     PointwiseConv,

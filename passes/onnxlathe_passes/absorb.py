@@ -26,7 +26,7 @@ _FAR = 32
 """So many operators are looked at for one factor."""
 _RANGE = 2.0**20
 _HALF_RANGE = 64.0
-_VIEWS = frozenset({"Identity", "Neg", "Unsqueeze", "Squeeze", "Expand", "Flatten", "Tile"})
+_VIEWS = frozenset({"Identity", "Neg", "Expand", "Tile"})
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def _conv(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> b
 
 _STEPS: dict[str, Callable[[Absorption, ir.Node, ir.Value, Factor], bool]] = {
     "Transpose": _transpose,
-    "Reshape": _reshape,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
     "Split": _split,
     "Gather": _taken,
     "Slice": _taken,

@@ -73,7 +73,7 @@ class FoldOffset(Pass):
             if dims is None or len(dims_of(constant) or ()) > len(dims) or abs(number) > _LARGEST:
                 continue
             signed = number if node.op_type == "Add" else -number
-            found = _bias(x, Factor(np.array(float(signed))), node, opset)
+            found = bias_above(x, Factor(np.array(float(signed))), node, opset)
             if found is None or not context.permit(self.name):
                 continue
             found.apply(opset, context)
@@ -85,7 +85,7 @@ class FoldOffset(Pass):
 
 
 @dataclass(frozen=True)
-class _Bias:
+class Bias:
     """An input of a node to which an array is to be added; it may be left out so far."""
 
     node: ir.Node
@@ -106,8 +106,15 @@ class _Bias:
             drop_initializer(old)
 
 
-def _bias(value: ir.Value, offset: Factor, by: ir.Node, opset: int) -> _Bias | None:
-    """The bias above a value that can take an offset in, with nothing else than `by` seeing it."""
+def bias_above(value: ir.Value, offset: Factor, by: ir.Node, opset: int) -> Bias | None:
+    """The bias above a value that can take an offset in, with nothing else than `by` seeing it.
+
+    Args:
+        value: what is to be larger.
+        offset: by how much: one number, or one for each place along an axis.
+        by: the only node that will read the sum.
+        opset: of the graph.
+    """
     for _ in range(_FAR):
         node = value.producer()
         others = [user for user in value.consumers() if user is not by]
@@ -169,7 +176,7 @@ def _above(node: ir.Node, value: ir.Value, offset: Factor, opset: int) -> Factor
     return before_reshape(node, offset)
 
 
-def _taken(node: ir.Node, value: ir.Value, offset: Factor, opset: int) -> _Bias | None:
+def _taken(node: ir.Node, value: ir.Value, offset: Factor, opset: int) -> Bias | None:
     """The bias of an operator, if an offset can be part of it."""
     dims = dims_of(value)
     if dims is None:
@@ -185,10 +192,10 @@ def _taken(node: ir.Node, value: ir.Value, offset: Factor, opset: int) -> _Bias 
         return None
     if old is not None and (not is_constant(old) or dims_of(old) not in ((channels,), (1, channels))):
         return None
-    return _Bias(node, 2, np.broadcast_to(offset.numbers, (channels,)))
+    return Bias(node, 2, np.broadcast_to(offset.numbers, (channels,)))
 
 
-def _summand(node: ir.Node, dims: tuple[object, ...], offset: Factor) -> _Bias | None:
+def _summand(node: ir.Node, dims: tuple[object, ...], offset: Factor) -> Bias | None:
     """The constant that is added, where it is as large as the offset along the axis."""
     for place in (1, 0) if node.op_type == "Add" else (1,):
         constant = node.inputs[place]
@@ -199,5 +206,5 @@ def _summand(node: ir.Node, dims: tuple[object, ...], offset: Factor) -> _Bias |
         added = offset.against(len(dims), shape)
         if size is None or added is None or np.prod(size, dtype=np.int64) > _SMALL:
             return None
-        return _Bias(node, place, added if node.op_type == "Add" else -added)
+        return Bias(node, place, added if node.op_type == "Add" else -added)
     return None

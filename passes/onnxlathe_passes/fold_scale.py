@@ -69,20 +69,24 @@ class FoldScale(Pass):
         plan = Absorption.of(x, Factor(np.array(factor)), (node, index), opset, self.max_copy)
         if plan is None or not context.permit(self.name):
             return 0
-        touched = [node]
-        for (user, place), by in plan.constants.items():
-            weight = user.inputs[place]
-            assert weight is not None
-            op = Builder(opset)
-            user.replace_input_with(place, scaled(op, weight, by))
-            insert(op, user, context)
-            if not weight.uses() and weight.is_initializer():
-                drop_initializer(weight)
-            touched.append(user)
+        touched = [node, *multiply(plan, opset, context)]
         substitute([(node.outputs[0], x)], context)
         context.record(self.name, touched, touched[1:])
         remove_unused([node])
         return 1
+
+
+def multiply(plan: Absorption, opset: int, context: Context) -> list[ir.Node]:
+    """Multiply the constants of a plan; the nodes that read them."""
+    for (user, place), by in plan.constants.items():
+        weight = user.inputs[place]
+        assert weight is not None
+        op = Builder(opset)
+        user.replace_input_with(place, scaled(op, weight, by))
+        insert(op, user, context)
+        if not weight.uses() and weight.is_initializer():
+            drop_initializer(weight)
+    return [user for user, _ in plan.constants]
 
 
 def by_number(node: ir.Node) -> tuple[int, float] | None:
