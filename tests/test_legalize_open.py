@@ -260,3 +260,39 @@ def test_dynamic_quantized_product_of_any_rows() -> None:
     after, _ = legalized(proto, ["DynamicQuantizeMatMul", "DynamicQuantizeLinear"])
     for x in (f32(1, 5, 12), f32(3, 2, 12), np.zeros((2, 1, 12), np.float32)):
         agree(in_runtime(after, rest | {"x": x}), in_runtime(proto, rest | {"x": x}), 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+def test_scatters_into_any_number_of_places(reduction: str) -> None:
+    """Messages along the edges of a graph, whose nodes are not counted yet."""
+    proto = parsed(
+        "(float[n,2] x, int64[e,2] i, float[e,2] u) => (float[n,2] y)"
+        f'{{ y = ScatterElements<reduction="{reduction}">(x, i, u) }}'
+    )
+    for n, e in ((1, 3), (5, 9), (6, 0)):
+        i = RNG.integers(-n, n, (e, 2))
+        same(proto, "ScatterElements", {"x": f32(n, 2), "i": i, "u": f32(e, 2)})
+
+
+@pytest.mark.parametrize("inverse", [0, 1])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_fourier_transform_of_any_length(parts: int, inverse: int) -> None:
+    proto = parsed(
+        f"(float[b,n,3,{parts}] x, int64 a) => (float[b,n,3,2] y) {{ y = DFT<inverse={inverse}>(x, , a) }}",
+        20,
+    )
+    proto.graph.input.pop()
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1, np.int64), "a"))
+    after, _ = legalized(proto, ["DFT"])
+    for n in (1, 7, 96):
+        x = f32(2, n, 3, parts)
+        whole = x[..., 0] + 1j * x[..., 1] if parts == 2 else x[..., 0].astype(np.complex128)
+        exact = np.fft.ifft(whole, axis=1) if inverse else np.fft.fft(whole, axis=1)
+        agree(in_runtime(after, {"x": x}), [np.stack([exact.real, exact.imag], -1)], atol=2e-5)
+
+
+def test_half_a_transform_of_unknown_length_stays() -> None:
+    proto = parsed("(float[b,n,1] x, int64 a) => (float[b,m,2] y) { y = DFT<onesided=1>(x, , a) }", 20)
+    proto.graph.input.pop()
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1, np.int64), "a"))
+    stays(proto, "DFT")

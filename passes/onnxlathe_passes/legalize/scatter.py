@@ -7,6 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from onnxlathe.infer import Dim
 from onnxlathe.rewrite import require
 from onnxlathe_passes.legalize.draft import (
     Draft,
@@ -73,6 +74,15 @@ def _both_known(data: object, indices: object) -> bool:
     return data is not None and (data == indices or (isinstance(data, int) and isinstance(indices, int)))
 
 
+def _places(op: Draft, size: int | Dim, data: ir.Value, axis: int) -> ir.Value:
+    """The numbers of all places along an axis."""
+    if isinstance(size, int):
+        return op.constant(np.arange(size, dtype=np.int64))
+    number = op.squeeze(op.Shape(data, start=axis, end=axis + 1), 0)
+    result: ir.Value = op.Range(op.constant(np.int64(0)), number, op.constant(np.int64(1)))
+    return result
+
+
 @lowers("ScatterElements")
 def scatter_elements(op: Draft, node: ir.Node) -> ir.Value:
     """Each place of the axis takes those of the updates whose index it is."""
@@ -81,18 +91,24 @@ def scatter_elements(op: Draft, node: ir.Node) -> ir.Value:
     require(kind in ("none", "add", "mul", "max", "min"), "no such reduction")
     rank = rank_of(data)
     axis = int(value_of(node, "axis", op, 0)) % rank
-    size, dims, moved = extent(data, axis), static_or_none(data) or [], static_or_none(indices) or []
+    dims, moved = static_or_none(data) or [], static_or_none(indices) or []
+    # How many places there are may be open where what hits them is joined: the last hit is one of a number.
+    size = dims[axis] if dims else None
+    if kind == "none" or not isinstance(size, Dim):
+        size = extent(data, axis)
     # How many updates there are may be open, and along the other axes what both share.
     require(
         all(i == axis or _both_known(d, m) for i, (d, m) in enumerate(zip(dims, moved, strict=True))),
         "needs known sizes where data and indices may differ",
     )
     count = math.prod(m if isinstance(m, int) else _ASSUMED for m in moved)
-    require(count * size <= _LARGEST, "too large for a table of places and updates")
-    at = _not_negative(op, op.cast(indices, T.INT64), size)
+    most = size if isinstance(size, int) else _ASSUMED
+    require(count * most <= _LARGEST, "too large for a table of places and updates")
+    limit = size if isinstance(size, int) else op.Shape(data, start=axis, end=axis + 1)
+    at = _not_negative(op, op.cast(indices, T.INT64), limit)
     # [..., updates, places, ...] in place of the axis
-    places = np.arange(size, dtype=np.int64).reshape([1, -1] + [1] * (rank - axis - 1))
-    hits = op.Equal(op.unsqueeze(at, axis + 1), op.constant(places))
+    places = op.unsqueeze(_places(op, size, data, axis), 0, *range(2, rank - axis + 1))
+    hits = op.Equal(op.unsqueeze(at, axis + 1), places)
     inner = data
     other = [i for i in range(rank) if i != axis and moved[i] != dims[i]]
     ends = {i: extent(indices, i) for i in other}

@@ -1,10 +1,11 @@
-"""Fourier transforms of a constant length as products with constant matrices of sines and cosines."""
+"""Fourier transforms as products with matrices of sines and cosines, constant where the length is."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxlathe.infer import Dim
 from onnxlathe.rewrite import require
 from onnxlathe_passes.legalize.draft import (
     FLOATS,
@@ -16,6 +17,7 @@ from onnxlathe_passes.legalize.draft import (
     lowers,
     operand,
     rank_of,
+    static_or_none,
     value_of,
 )
 
@@ -36,12 +38,39 @@ def _transformed(
     turns = np.outer(np.arange(used), np.arange(out)) % length
     angle = 2.0 * np.pi * turns / length * (1.0 if inverse else -1.0)
     factor = 1.0 / length if inverse else 1.0
-    cosine, sine = op.like(np.cos(angle) * factor, real), op.like(np.sin(angle) * factor, real)
+    return _products(
+        op, real, imag, op.like(np.cos(angle) * factor, real), op.like(np.sin(angle) * factor, real)
+    )
+
+
+def _products(
+    op: Draft, real: ir.Value, imag: ir.Value | None, cosine: ir.Value, sine: ir.Value
+) -> tuple[ir.Value, ir.Value]:
     first, second = op.MatMul(real, cosine), op.MatMul(real, sine)
     if imag is not None:
         first = op.Sub(first, op.MatMul(imag, sine))
         second = op.Add(second, op.MatMul(imag, cosine))
     return first, second
+
+
+def _open(
+    op: Draft, real: ir.Value, imag: ir.Value | None, x: ir.Value, axis: int, inverse: bool
+) -> tuple[ir.Value, ir.Value]:
+    """The same for a length that is known at run time only: the sines are computed then.
+
+    float32 holds the products of places below 4096 exactly, and turns are counted from the nearest whole one.
+    """
+    kind = element_type(x)
+    size = op.Shape(x, start=axis, end=axis + 1)
+    places = op.Range(op.constant(np.int64(0)), op.squeeze(size, 0), op.constant(np.int64(1)))
+    numbers, length = op.cast(places, ir.DataType.FLOAT), op.cast(size, ir.DataType.FLOAT)
+    products = op.Mul(op.unsqueeze(numbers, 1), numbers)
+    turns = op.Sub(products, op.Mul(op.Round(op.Div(products, length)), length))
+    angle = op.Mul(op.Div(turns, length), op.like(2.0 * np.pi * (1.0 if inverse else -1.0), length))
+    cosine, sine = op.Cos(angle), op.Sin(angle)
+    if inverse:
+        cosine, sine = op.Div(cosine, length), op.Div(sine, length)
+    return _products(op, real, imag, op.cast(cosine, kind), op.cast(sine, kind))
 
 
 @lowers("DFT")
@@ -61,9 +90,11 @@ def dft(op: Draft, node: ir.Node) -> ir.Value:
     onesided = bool(value_of(node, "onesided", op, 0))
     inverse = bool(value_of(node, "inverse", op, 0))
     to_real = onesided and inverse
+    dims = static_or_none(x)
+    is_open = length_operand is None and not onesided and dims is not None and isinstance(dims[axis], Dim)
     if length_operand is not None:
         length = int(contents(length_operand).reshape(-1)[0])
-    else:
+    elif not is_open:
         length = 2 * (extent(x, axis) - 1) if to_real else extent(x, axis)
     order = [i for i in range(rank - 1) if i != axis] + [axis]
     back = [order.index(i) for i in range(rank - 1)]
@@ -72,10 +103,13 @@ def dft(op: Draft, node: ir.Node) -> ir.Value:
         flat = op.squeeze(op.slice(x, -1, part, part + 1), -1)
         parts.append(op.Transpose(flat, perm=order) if order != sorted(order) else flat)
     real, imag = parts[0], parts[1] if len(parts) > 1 else None
-    if to_real:
-        real, imag = _mirrored(op, real, imag, length)
-    out = length // 2 + 1 if onesided and not inverse else length
-    results = _transformed(op, real, imag, length, out, inverse)
+    if is_open:
+        results = _open(op, real, imag, x, axis, inverse)
+    else:
+        if to_real:
+            real, imag = _mirrored(op, real, imag, length)
+        out = length // 2 + 1 if onesided and not inverse else length
+        results = _transformed(op, real, imag, length, out, inverse)
     turned = [op.Transpose(r, perm=back) if order != sorted(order) else r for r in results]
     if to_real:
         return op.unsqueeze(turned[0], -1)
