@@ -137,16 +137,19 @@ def test_what_onnx_has_by_the_same_name(upper: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "group"), [(5, 1), (8, 2)])
-def test_conv_of_an_image_with_its_channels_last(size: int, group: int) -> None:
-    """ONNX Runtime has kernels on GPUs only: against Conv of ONNX."""
+@pytest.mark.parametrize("last", [False, True])
+def test_conv_of_an_image_with_its_channels_last(size: int, group: int, last: bool) -> None:
+    """ONNX Runtime has kernels on GPUs only: against Conv of ONNX. Weights with their channels last, or not."""
     x, w, b = f32(2, size, size, 4), f32(6, 4 // group, 3, 3), f32(6)
     attributes: dict[str, Any] = {"pads": [1, 1, 1, 1], "strides": [2, 2], "group": group}
     image = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     (expected,) = in_runtime(
         single("Conv", {"x": image, "w": w, "b": b}, [F], **attributes), {"x": image, "w": w, "b": b}
     )
-    feeds = {"x": x, "w": w, "b": b}
-    after, _ = legalized(single("NhwcConv", feeds, [F], domain=MS, **attributes), ["NhwcConv"])
+    feeds = {"x": x, "w": np.ascontiguousarray(w.transpose(0, 2, 3, 1)) if last else w, "b": b}
+    after, _ = legalized(
+        single("NhwcConv", feeds, [F], domain=MS, kernel_shape=[3, 3], **attributes), ["NhwcConv"]
+    )
     agree(in_runtime(after, feeds), [expected.transpose(0, 2, 3, 1)], 1e-4, 1e-5)
 
 

@@ -18,6 +18,7 @@ from onnxlathe_passes.legalize.draft import (
     lowers,
     operand,
     rank_of,
+    static_dims,
     wanted,
 )
 
@@ -59,10 +60,19 @@ def channels_moved(op: Draft, x: ir.Value, *, first: bool) -> ir.Value:
 
 @lowers(f"{_MS}::NhwcConv")
 def nhwc_conv(op: Draft, node: ir.Node) -> ir.Value:
-    """Conv of an image whose channels come last; the weights lie as they do in ONNX."""
-    image = channels_moved(op, given(node, 0), first=True)
+    """Conv of an image whose channels come last, as those of the weights do.
+
+    The documentation has weights as Conv takes them; ONNX Runtime's optimizer and kernel have their channels last.
+    """
+    image, weights = channels_moved(op, given(node, 0), first=True), given(node, 1)
+    channels = extent(image, 1) // int(attribute_of(node, "group", 1))
+    dims = static_dims(weights)
+    if dims[-1] == channels:
+        weights = channels_moved(op, weights, first=True)
+    else:
+        require(dims[1] == channels, "weights of another number of channels")
     attributes = {k: a.value for k, a in node.attributes.items()}
-    result = op.node("Conv", [image, *node.inputs[1:]], attributes).outputs[0]
+    result = op.node("Conv", [image, weights, *node.inputs[2:]], attributes).outputs[0]
     return channels_moved(op, result, first=False)
 
 

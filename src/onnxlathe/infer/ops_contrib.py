@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxlathe.infer.context import NodeContext, broadcast, rule
 from onnxlathe.infer.dims import Dim, DimLike, Dims, floor_div, maximum
-from onnxlathe.infer.ops_nn import conv, gemm, matmul_dims
+from onnxlathe.infer.ops_nn import conv, gemm, matmul_dims, windowed
 
 MICROSOFT = "com.microsoft"
 
@@ -110,10 +110,14 @@ def fused_conv(n: NodeContext) -> None:
 
 @rule("NhwcConv", domain=MICROSOFT)
 def nhwc_conv(n: NodeContext) -> None:
-    """Of an image ``(N, H, W, C)``: what the sizes become is left to Conv, once it is one."""
+    """``(N, spatial..., M)`` of an image ``(N, spatial..., C)`` and weights ``(M, spatial..., C/group)``."""
     image, weights = n.dims(0), n.dims(1)
-    if image is not None and weights is not None and len(image) > 2:
-        n.out(0, n.dtype(0), (image[0], *[None] * (len(image) - 2), weights[0]))
+    if image is None or weights is None or len(image) != len(weights):
+        n.out(0, n.dtype(0))
+        return
+    kernel = list(n.attr("kernel_shape") or weights[1:-1])
+    spatial = windowed(n, (image[0], image[-1], *image[1:-1]), kernel)
+    n.out(0, n.dtype(0), (image[0], *spatial, weights[0]))
 
 
 @rule("FusedGemm", domain=MICROSOFT)

@@ -117,7 +117,7 @@ def window_dim(
     return minimum(count, limit)
 
 
-def _windowed(n: NodeContext, dims: Dims, kernel: list[DimLike]) -> list[DimLike]:
+def windowed(n: NodeContext, dims: Dims, kernel: list[DimLike]) -> list[DimLike]:
     rank = len(dims) - 2
     strides = n.attr("strides") or (1,) * rank
     dilations = n.attr("dilations") or (1,) * rank
@@ -156,7 +156,7 @@ def conv(n: NodeContext) -> None:
     if len(kernel) != len(dims) - 2:
         n.out(0, dtype)
         return
-    n.out(0, dtype, (dims[0], None if weight is None else weight[0], *_windowed(n, dims, kernel)))
+    n.out(0, dtype, (dims[0], None if weight is None else weight[0], *windowed(n, dims, kernel)))
 
 
 @rule("ConvTranspose")
@@ -199,7 +199,7 @@ def pool(n: NodeContext) -> None:
         n.out(0, dtype)
         n.out(1, INT64)
         return
-    result = (dims[0], dims[1], *_windowed(n, dims, list(kernel)))
+    result = (dims[0], dims[1], *windowed(n, dims, list(kernel)))
     n.out(0, dtype, result)
     n.out(1, INT64, result)
 
