@@ -11,6 +11,7 @@ from onnxlathe_passes.affine_chain import AffineChain, TwoFactors
 from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.attention_layout import AttentionLayout
 from onnxlathe_passes.batchnorm import ConvBatchNorm, FarBatchNorm
+from onnxlathe_passes.broadcasting import BroadcastOperand
 from onnxlathe_passes.cancelled import CancelledTerms
 from onnxlathe_passes.bidirectional import Bidirectional
 from onnxlathe_passes.branches import EqualBranches
@@ -207,6 +208,7 @@ PASSES: list[type[Pass]] = [
     CountingGather,
     WrittenParts,
     WrittenBlock,
+    BroadcastOperand,
     TabulatedIndex,
     Steady,
     LeanOperands,

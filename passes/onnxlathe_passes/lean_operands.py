@@ -10,9 +10,11 @@ import onnx_ir as ir
 from onnxlathe.infer import constant, dims_of, infer_node
 from onnxlathe.model import Model
 from onnxlathe.rewrite import Builder, Context, Pass, attribute, is_constant, remove_unused
+from onnxlathe_passes.broadcasting import repeated
 from onnxlathe_passes.conditions import producer, rank, same_shape
 from onnxlathe_passes.coordinates import Counters
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
+from onnxlathe_passes.reductions import reduce, reduction
 from onnxlathe_passes.views import axes_of, unsqueeze
 from onnxlathe_passes.weights import derived, tensor_of
 
@@ -21,12 +23,13 @@ _FAR = 64
 _MASK = 16 << 20  # bytes; a mask of 2048 tokens
 _ELEMENTWISE = frozenset(
     {
-        *("Cast", "Not", "Neg", "Identity", "Abs", "And", "Or", "Where"),
+        *("Cast", "Clip", "Not", "Neg", "Identity", "Abs", "And", "Or", "Where"),
         *("Equal", "GreaterOrEqual", "Greater", "LessOrEqual", "Less"),
     }
 )
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul"})
 """Followed for integers: positions that are compared. What is computed with numbers is no mask."""
+_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin")
 _ROOTS = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
 
 
@@ -134,8 +137,8 @@ class _Leaner:
         first = node.inputs[0] if node.inputs else None
         if first is None:
             return value
-        if node.op_type == "Expand":
-            return self.smaller(first, op, depth + 1)
+        if (source := repeated(value)) is not None:
+            return self.smaller(source, op, depth + 1)
         if node.op_type in ("And", "Or"):
             for one, other in (node.inputs, node.inputs[::-1]):
                 if (
@@ -152,6 +155,8 @@ class _Leaner:
         if node.op_type == "Unsqueeze":
             inner = self.smaller(first, op, depth + 1)
             return value if inner is first else self.with_units(op, inner, value)
+        if node.op_type in _REDUCTIONS:
+            return self.reduced(node, value, self.smaller(first, op, depth + 1), op)
         counts = node.op_type in _ARITHMETIC and value.dtype == ir.DataType.INT64
         if node.op_type in _ELEMENTWISE or counts:
             inputs = [v if v is None else self.smaller(v, op, depth + 1) for v in node.inputs]
@@ -160,6 +165,18 @@ class _Leaner:
                 infer_node(made, self.opset)
                 return made.outputs[0]
         return value
+
+    def reduced(self, node: ir.Node, value: ir.Value, inner: ir.Value, op: Builder) -> ir.Value:
+        """What a reduction makes of a smaller operand, which must not be smaller along the reduced axes."""
+        what = reduction(node, self.opset)
+        before, after = dims_of(node.inputs[0]) if node.inputs[0] is not None else None, dims_of(inner)
+        if inner is node.inputs[0] or what is None or before is None or after is None:
+            return value
+        if len(before) != len(after) or any(before[a] != after[a] or after[a] is None for a in what.axes):
+            return value
+        made = reduce(op, node.op_type, inner, what.axes, what.keepdims)
+        infer_node(op.nodes[-1], self.opset)
+        return made
 
     def with_units(self, op: Builder, inner: ir.Value, value: ir.Value) -> ir.Value:
         """What an Unsqueeze makes of a smaller operand; axes in front of all others are not needed."""
