@@ -106,6 +106,7 @@ from onnxlathe_passes.stacks import Restack
 from onnxlathe_passes.stacked_products import StackedProducts
 from onnxlathe_passes.steady import Steady
 from onnxlathe_passes.swish import Swish
+from onnxlathe_passes.table_slice import TableSlice
 from onnxlathe_passes.tabulated import TabulatedIndex
 from onnxlathe_passes.transposes import TransposeAround, TransposeChain
 from onnxlathe_passes.unbind import Unbind
@@ -219,6 +220,7 @@ PASSES: list[type[Pass]] = [
     GatherSlice,
     GatherMoved,
     GatherRows,
+    TableSlice,
     Bidirectional,
     LastState,
     Restack,
