@@ -59,7 +59,7 @@ class Projection:
         dims = dims_of(weight) if weight is not None else None
         if weight is None or not is_constant(weight) or weight.dtype not in FLOATS or dims is None:
             return None
-        if len(dims) != 2 or (rank(result) or 0) < 2 or result.is_graph_output():
+        if len(dims) != 2 or (rank(result) or 0) < 2:
             return None
         turned = node.op_type == "Gemm" and bool(attribute(node, "transB", opset))
         width = dims[0 if turned else 1]
@@ -73,12 +73,7 @@ class Projection:
             if user.op_type != "Add" or user.domain or not is_constant(bias) or sizes is None:
                 continue
             fits = sizes[-1:] in ((), (1,), (width,)) and all(d == 1 for d in sizes[:-1])
-            if (
-                bias is not None
-                and fits
-                and len(sizes) <= (rank(result) or 0)
-                and not user.outputs[0].is_graph_output()
-            ):
+            if bias is not None and fits and len(sizes) <= (rank(result) or 0):
                 return cls(node, user.outputs[0], width, bias)
         return cls(node, result, width)
 
