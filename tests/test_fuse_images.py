@@ -62,6 +62,30 @@ def test_what_is_cut_off_a_convolution(
     check(text, "shapes,conv_crop", ["Conv"] if fires else None, weights=weights)
 
 
+@pytest.mark.parametrize(
+    ("pads", "stride", "start", "end", "fires"),
+    [
+        ([2, 2], 1, 0, -1, True),  # as long as its input, by an even kernel (wav2vec 2.0)
+        ([3, 3], 1, 0, -3, True),  # causal
+        ([3, 3], 1, 3, 1 << 62, False),
+        ([3, 3], 1, 3, (1 << 63) - 1, True),
+        ([2, 1], 1, 0, -1, False),  # shorter than its input: of three samples nothing would be left
+        ([4, 4], 2, 0, -2, False),
+        ([2, 2], 1, 0, -3, False),  # more than the padding
+        ([2, 2], 1, -4, -1, False),
+    ],
+)
+def test_what_is_cut_off_a_signal_of_open_length(
+    pads: list[int], stride: int, start: int, end: int, fires: bool
+) -> None:
+    text = f"""g (float[n,2,m] x) => (float[n,3,p] y) {{
+        c = Conv<pads={pads}, strides=[{stride}]>(x, w, b) y = Slice(c, s, e, a) }}"""
+    weights = {"w": rand(3, 2, 4), "b": rand(3), "s": np.array([start]), "e": np.array([end])}
+    weights["a"] = np.array([2])
+    lengths = ({"n": 1, "m": 5}, {"n": 2, "m": 9}, {"n": 1, "m": 4})
+    check(text, "shapes,conv_crop", ["Conv"] if fires else None, weights=weights, sizes=lengths)
+
+
 def test_channels_and_shared_results_are_not_cropped() -> None:
     weights = {
         "w": rand(4, 4, 3),

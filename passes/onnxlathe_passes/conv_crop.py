@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxlathe.infer import dims_of
 from onnxlathe.rewrite import Builder, NodeRule, attribute, require
 from onnxlathe_passes.conditions import producer, used_once
+from onnxlathe_passes.regroup import static
 from onnxlathe_passes.slices import Cut, cuts
 from onnxlathe_passes.weights import attributes_of
 
@@ -51,10 +52,31 @@ class ConvCrop(NodeRule):
             pads[axis] -= front * strides[axis]
             pads[axis + spatial] -= back * strides[axis]
         require(min(pads) >= 0, "it cuts off more than the padding")
+        reach = _reach(conv, op.opset)
+        for axis in less:
+            # A result that is shorter than what is cut off would be empty; a Conv cannot say so. It is not where
+            # the new one is as long as what it reads.
+            enough = reach is not None and pads[axis] + pads[axis + spatial] >= reach[axis]
+            require(
+                isinstance(dims[axis + 2], int) or (enough and strides[axis] == 1),
+                "of a short input nothing may be left",
+            )
         made: ir.Value = op.node(
             "Conv", conv.inputs, attributes_of(conv, "pads", "auto_pad") | {"pads": pads}
         ).outputs[0]
         return made
+
+
+def _reach(conv: ir.Node, opset: int) -> list[int] | None:
+    """By how much each axis of a Conv without padding and strides is shorter than that of its input."""
+    kernel = attribute(conv, "kernel_shape", opset)
+    if kernel is None:
+        weight = dims_of(conv.inputs[1]) if conv.inputs[1] is not None else None
+        kernel = static(weight[2:]) if weight is not None else None
+    if kernel is None:
+        return None
+    dilations = attribute(conv, "dilations", opset) or [1] * len(kernel)
+    return [dilation * (size - 1) for size, dilation in zip(kernel, dilations, strict=True)]
 
 
 def _cropped(
@@ -72,6 +94,7 @@ def _cropped(
                 return None
             found[axis - 2] = (whole.start, size - min(whole.end, size))
         elif cut.start >= 0 and (cut.end < 0 or cut.end == _INT64_MAX):
-            # A result that is shorter than what is cut off would be empty; a Conv cannot say so.
+            found[axis - 2] = (cut.start, -cut.end if cut.end < 0 else 0)
+        else:
             return None
     return found if all(0 <= axis < spatial for axis in found) else None
