@@ -253,6 +253,40 @@ def test_factor_does_not_go_through_others(call: str) -> None:
     check(POOLED.format(call=call), "fold_scale", None, weights=given, sizes=SMALL)
 
 
+@pytest.mark.parametrize(
+    ("made", "scale", "left"),
+    [
+        ("MatMul(x, w) b = Add(a, c)", (6,), ["MatMul", "Add"]),
+        ("MatMul(x, w) b = Add(a, c)", (1, 1, 6), ["MatMul", "Add"]),
+        ("MatMul(x, w) b0 = Reshape(a, s) b = Transpose<perm=[0, 2, 1, 3]>(b0)", (2, 1, 1), ["MatMul", "Reshape",
+         "Transpose"]),
+        ("MatMul(x, w) b0 = Reshape(a, s) b = Transpose<perm=[0, 2, 1, 3]>(b0)", (3,), ["MatMul", "Reshape",
+         "Transpose"]),
+        ("MatMul(x, w) b = Tanh(a)", (6,), None),
+        ("MatMul(x, w) b = Add(a, z)", (6,), None),  # what is added is no constant
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["Mul", "Div"])
+def test_scale_of_a_layer(kind: str, made: str, scale: tuple[int, ...], left: list[str] | None) -> None:
+    text = f"""g (float[n, m, 4] x, float[n, m, 6] z) => (float[{"n, 2, m, 3" if "s)" in made else "n, m, 6"}] y) {{
+        a = {made} d = {kind}(b, v) y = Tanh(d) }}"""
+    given = weights(w=(4, 6), c=(6,)) | numbers(s=[0, 0, 2, 3])
+    given["v"] = (RANDOM.random(scale) + 0.5).astype(np.float32)
+    check(text, "fold_scale", left and [*left, "Tanh"], weights=given, sizes=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("scale", "value"), [((6,), 0.0), ((6,), np.inf), ((3, 6), 0.5), ((1, 1, 1, 6), 0.5)]
+)
+def test_scales_that_stay(scale: tuple[int, ...], value: float) -> None:
+    """A zero cannot be undone, a position is none of the weight's axes, and an axis is not added."""
+    result = "float[1, n, 3, 6]" if len(scale) == 4 else "float[n, 3, 6]"
+    text = f"g (float[n, 3, 4] x) => ({result} y) {{ a = MatMul(x, w) d = Mul(a, v) y = Tanh(d) }}"
+    given = weights(w=(4, 6)) | {"v": np.full(scale, value, np.float32)}
+    given["v"].reshape(-1)[0] = 0.25
+    check(text, "fold_scale", None, weights=given, sizes=({"n": 1}, {"n": 2}))
+
+
 # --- Factors of slices ------------------------------------------------------------------------------------
 
 SLICES = """

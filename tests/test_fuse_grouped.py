@@ -371,13 +371,13 @@ def test_a_factor_goes_into_the_scale() -> None:
 def test_a_factor_goes_past_other_vectors() -> None:
     """Such as cosines, which others need as they are."""
     text = """
-    g (float[n, 4] x) => (float[n, 3] y) {
+    g (float[n, 2, 4] x) => (float[n, 2, 3] y) {
         p = MatMul(x, w)
         c = Mul(p, cos)
         z = Mul(c, half)
         y = Tanh(z)
     }"""
-    cosines = random(3)
+    cosines = random(2, 3)
     given_weights = {"w": random(4, 3), "cos": cosines, "half": SCALE["half"]}
     after = check(text, "fold_scale", ["MatMul", "Mul", "Tanh"], weights=given_weights, sizes=[{"n": 2}])
     arrays = [onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer]

@@ -21,18 +21,19 @@ from onnxlathe.rewrite import (
     scalar_value,
 )
 from onnxlathe_passes.absorb import Absorption, Factor
-from onnxlathe_passes.conditions import FLOATS
+from onnxlathe_passes.conditions import FLOATS, small_constant
 from onnxlathe_passes.insert import graphs_with_weights, insert, substitute
 from onnxlathe_passes.weights import scaled
 
 
 @dataclass(frozen=True)
 class FoldScale(Pass):
-    """Fold a multiplication by one number into the weights from which its operand is computed linearly.
+    """Fold a multiplication by a number, or a vector, into the weights from which its operand is computed linearly.
 
     The factor goes upwards through MatMul, Add, Reshape, Transpose, Split, Concat, rotary embeddings and
     whatever else is linear, and must arrive at weights (and biases) on every way; nothing else may read
-    what is on the ways. So the 1/√size of attention goes into the projection of the queries.
+    what is on the ways. So the 1/√size of attention goes into the projection of the queries,
+    and a layer's scale into the last weights of the layer.
     """
 
     name = "fold_scale"
@@ -61,12 +62,11 @@ class FoldScale(Pass):
     def fold(self, node: ir.Node, opset: int, context: Context) -> int:
         """Fold one multiplication, if it can be."""
         found = by_number(node)
-        if found is None:
+        index, factor = (found[0], Factor(np.array(found[1]))) if found is not None else _by_vector(node)
+        x = node.inputs[index] if factor is not None else None
+        if x is None or factor is None:
             return 0
-        index, factor = found
-        x = node.inputs[index]
-        assert x is not None
-        plan = Absorption.of(x, Factor(np.array(factor)), (node, index), opset, self.max_copy)
+        plan = Absorption.of(x, factor, (node, index), opset, self.max_copy)
         if plan is None or not context.permit(self.name):
             return 0
         touched = [node, *multiply(plan, opset, context)]
@@ -101,3 +101,31 @@ def by_number(node: ir.Node) -> tuple[int, float] | None:
             continue
         return index, number if node.op_type == "Mul" else 1 / number
     return None
+
+
+def _by_vector(node: ir.Node) -> tuple[int, Factor | None]:
+    """Which input of a Mul or Div is multiplied, and by what number for each place along one axis."""
+    for index in (0, 1) if node.op_type == "Mul" else (0,):
+        x, constant = node.inputs[index], node.inputs[1 - index]
+        array = small_constant(constant)
+        dims, shape = (
+            dims_of(x) if x is not None else None,
+            dims_of(constant) if constant is not None else None,
+        )
+        if (
+            x is None
+            or array is None
+            or is_constant(x)
+            or x.dtype not in FLOATS
+            or dims is None
+            or shape is None
+        ):
+            continue
+        places = [axis - len(shape) for axis, size in enumerate(shape) if size != 1]
+        numbers = array.reshape(-1).astype(np.float64)
+        if len(shape) > len(dims) or len(places) != 1 or dims[places[0]] != numbers.size:
+            continue
+        if not (np.isfinite(numbers) & (numbers != 0)).all():
+            continue
+        return index, Factor(numbers if node.op_type == "Mul" else 1 / numbers, len(dims) + places[0])
+    return 0, None
