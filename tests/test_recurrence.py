@@ -829,3 +829,46 @@ def test_recurrent_layer_of_one_step_stays() -> None:
             f"float[1, n, {X}] x, float[1, n, {H}] h, float[1, n, {H}] c", f"float[1, n, {H}] y"
         )
         assert operators(optimized(before, "default")) == ["LSTM"]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_half_precision(kind: str) -> None:
+    writer = Writer()
+    cell = {"LSTM": writer.lstm, "GRU": writer.gru, "RNN": writer.rnn}[kind]
+    h, c = "h", "c"
+    for step in range(4):
+        h, c = cell("torch", writer.new(f"Gather<axis=1>(x, {writer.constant(np.array(step))})"), h, c)
+    writer.lines.append(f"y = Identity({h})")
+    halves = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in writer.weights.items()}
+    inputs = f"float16[n, 4, {X}] x, float16[n, {H}] h, float16[n, {H}] c"
+    lines = "\n".join(writer.lines)
+    before = parse(f"g ({inputs}) => (float16[n, {H}] y) {{\n{lines}\n}}", weights=halves)
+    after = optimized(before, PIPELINE)
+    assert recurrent(after) == [kind]
+    assert_same(before, after, samples(before, 0, n=2), samples(before, 1, n=3), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("trips", "go"), [("none", "yes"), ("zero", "yes"), ("some", "open"), ("size", "yes")]
+)
+def test_loop_whose_end_is_not_known(trips: str, go: str) -> None:
+    """Or that does not run; or that says itself, in its body, when it ends."""
+    writer = Writer()
+    writer.weights.update(zero=np.array(0), some=np.array(40), yes=np.array(True))
+    h, _ = writer.rnn("torch", writer.op("Gather<axis=1>", "x", "i"), "hi", "")
+    body = "\n".join(writer.lines)
+    ends = "on = Less(i, limit)" if trips == "size" else "on = Identity(go)"
+    count = {"none": "", "size": "size"}.get(trips, trips)
+    before = parse(
+        f"""g (float[n, 40, {X}] x, float[n, {H}] h, bool open, int64 limit) => (float[n, {H}] y) {{
+            shape = Shape(x)
+            size = Gather(shape, one)
+            y = Loop<body = body (int64 i, bool go, float[n, {H}] hi) => (bool on, float[n, {H}] ho) {{
+                {body}
+                ho = Identity({h})
+                {ends}
+            }}>({count}, {go}, h)
+        }}""",
+        weights={**writer.weights, "one": np.array(1)},
+    )
+    assert recurrent(optimized(before, PIPELINE)) == []

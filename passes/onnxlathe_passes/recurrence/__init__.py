@@ -13,7 +13,13 @@ from onnxlathe_passes.recurrence.unrolled import Chains
 
 @dataclass(frozen=True)
 class Recurrence(Pass):
-    """LSTM, GRU or RNN for the steps of one, written one after the other or as the body of a loop over time."""
+    """LSTM, GRU or RNN for the steps of one, written one after the other or as the body of a loop over time.
+
+    However the products of a cell are spelled. What no such operator says stays: normalization inside of a cell,
+    peepholes, weights that differ from step to step, a cell state that is wanted of every step, what goes in
+    depending on what came out. From three steps on, TensorRT makes fewer layers of the operator than of the
+    steps. It comes first in its group, because other rewrites change how cells look.
+    """
 
     name = "recurrence"
     group = "fuse"

@@ -192,7 +192,9 @@ class Body(Scope):
             if not _endless(count):
                 ends.add(count)
         require(len(ends) == 1, "when it ends is not known")
-        return ends.pop()
+        trips = ends.pop()
+        require(not isinstance(trips, int) or trips > 0, "it does not run")
+        return trips
 
     def _bounds(self, value: ir.Value | None, late: int) -> Iterator[Any]:
         """How many iterations a condition allows; `late` is 1 where it is about the next one."""
