@@ -92,6 +92,11 @@ FIRES = [
         "e = Exp(x)\n z = Abs(x)\n l = Less(x, e)\n k = Not(l)\n y = Where(k, e, z)",
         ["Exp", "Abs", "Less", "Where"],
     ),
+    (
+        "where_chosen",
+        "e = Exp(x)\n l = Less(x, e)\n k = Not(l)\n a = Where(k, e, x)\n y = Where(k, a, e)",
+        ["Exp", "Less", "Where", "Where"],
+    ),
     ("where_chosen", "e = Exp(x)\n l = Less(x, e)\n y = Where(l, e, e)", ["Exp"]),
     # repeated
     ("idempotent", "a = Relu(x)\n b = Abs(a)\n y = Relu(b)", ["Relu"]),
@@ -293,6 +298,11 @@ MISSES = [
     ("neutral", "", "c = Constant<value_float=0.0>()\n y = Sub(c, x)"),
     ("neutral", "", "c = Constant<value_float=1.0>()\n y = Div(c, x)"),
     ("neutral", "", "c = Constant<value_float=1.0000001>()\n y = Mul(x, c)"),
+    (
+        "where_chosen",
+        "",
+        "e = Exp(x)\n l = Less(x, e)\n k = Not(l)\n a = Where(k, e, x)\n f = Cast<to=1>(k)\n y = Add(a, f)",
+    ),
     (
         "where_chosen",
         "float[1, 4, 6] x, float[n, 4, 6] z",

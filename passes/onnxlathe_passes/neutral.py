@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxlathe.rewrite import Builder, NodeRule
-from onnxlathe_passes.conditions import broadcasts_into, producer, same_shape, uniform, used_once
+from onnxlathe_passes.conditions import broadcasts_into, producer, same_shape, uniform
 from onnxlathe_passes.rmsnorm import ends_rms_norm
 
 # The element e with x ∘ e = x; for those in _COMMUTE also e ∘ x = x.
@@ -85,6 +85,15 @@ class SingleOperand(NodeRule):
         return first if idempotent and all(v is first for v in node.inputs) else None
 
 
+def _only_chooses(condition: ir.Value) -> bool:
+    """Whether all that needs a condition is Where, as a mask for all layers is needed."""
+    if condition.is_graph_output():
+        return False
+    return all(
+        user.op_type == "Where" and user.domain == "" and index == 0 for user, index in condition.uses()
+    )
+
+
 class WhereChosen(NodeRule):
     """Where(true, a, b) = a; Where(false, a, b) = b; Where(c, a, a) = a; Where(Not(c), a, b) is
     Where(c, b, a).
@@ -112,6 +121,6 @@ class WhereChosen(NodeRule):
         if chosen is not None:
             return chosen if same_shape(chosen, node.outputs[0]) else None
         negation = producer(condition, "Not")
-        if negation is not None and used_once(condition):
+        if negation is not None and _only_chooses(condition):
             return op.Where(negation.inputs[0], b, a)
         return None
