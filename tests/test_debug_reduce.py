@@ -303,3 +303,18 @@ def test_a_builder_that_dies_is_survived(tmp_path: Path) -> None:
     with Oracle(misbehaving("os.kill(os.getpid(), 11)", at="build")) as oracle:
         (finding,) = diagnose(tmp_path / "m.onnx", oracle, work=work).findings
         assert (finding.node, finding.stage, finding.cause_id) == ("Erf_1", "build", "native-crash")
+
+
+@needs_rtx
+def test_an_empty_shape_tensor_is_heard_out(rtx: Oracle, tmp_path: Path) -> None:
+    """A part that is cut at a list of no sizes: no profile can say so, which is a refusal and no end of it all."""
+    text = """<ir_version: 10, opset_import: ["" : 17]>
+    g (float[n, 4] x, int64[0] none) => (float[k] y) {
+        flat = Reshape(x, all) size = Shape(flat) whole = Concat<axis=0>(none, size) y = Expand(flat, whole) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "all"))
+    path = tmp_path / "empty.onnx"
+    onnx.save(model, path)
+    answer = rtx.ask(path)
+    assert not answer.accepted
+    assert all("inconsistent with other inputs" not in complaint.message for complaint in answer.complaints)

@@ -259,7 +259,8 @@ class Oracle:
                 profile["shapes"][name] = [[p[0] for p in pairs], *([[p[1] for p in pairs]] * 2)]
             for tensor in values:
                 flat = contents[at][tensor["name"]].astype(np.int64).reshape(-1).tolist()
-                profile["values"][tensor["name"]] = [flat, flat, flat]
+                if flat:  # a profile cannot say of an empty tensor that it is empty
+                    profile["values"][tensor["name"]] = [flat, flat, flat]
             if profile not in made:
                 made.append(profile)
         return made

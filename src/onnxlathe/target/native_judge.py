@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import tempfile
 from typing import Any
@@ -72,19 +73,17 @@ def _profile(builder: Any, config: Any, network: Any, expect: dict[str, Any]) ->
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         said = expect.get(tensor.name, {})
+        known = said.get("shape") or [_GUESS] * len(tensor.shape)
+        shape = [d if d >= 0 else k for d, k in zip(tensor.shape, known, strict=True)]
         if any(d < 0 for d in tensor.shape):
             profile = profile or builder.create_optimization_profile()
-            known = said.get("shape") or [_GUESS] * len(tensor.shape)
-            shape = [d if d >= 0 else k for d, k in zip(tensor.shape, known, strict=True)]
             profile.set_shape(tensor.name, shape, shape, shape)
         if tensor.is_shape_tensor:
             profile = profile or builder.create_optimization_profile()
             values = said.get("values")
             if values is None:
-                count = 1
-                for d in tensor.shape:
-                    count *= max(int(d), 0)
-                values = [1] * count
-            profile.set_shape_input(tensor.name, values, values, values)
+                values = [1] * math.prod(shape)
+            if values:  # a profile cannot say of an empty tensor that it is empty
+                profile.set_shape_input(tensor.name, values, values, values)
     if profile is not None:
         config.add_optimization_profile(profile)
