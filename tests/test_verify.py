@@ -533,3 +533,13 @@ def test_a_tiny_output_is_not_called_equal(check) -> None:  # type: ignore[no-un
     sharp = parse_tolerance([remark.hint.split("--atol ")[1]])
     assert check(scaled(1e-8), scaled(3e-8), tolerances=Tolerances(atol=sharp)).status == "different"
     assert check(scaled(1e-2), scaled(3e-2)).status == "different"
+
+
+def test_a_weight_that_nothing_uses_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """ONNX Runtime drops it before weights are mapped into memory."""
+    weights = {"w": np.eye(32, dtype=np.float32), "idle": np.ones((32, 32), np.float32)}
+    proto = parse("g (float[n,32] x) => (float[n,32] y) { y = MatMul(x, w) }", weights=weights)
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = load(tmp_path / "m.onnx")
+    assert "idle" in model.graph.initializers
+    assert verify(tmp_path / "m.onnx", model).status == "equal"
