@@ -204,3 +204,13 @@ def test_rows_that_differ_stay(given: str) -> None:
     assert "GatherElements" in operators(after)
     shape = [1, 5 if "s" in given else 1, 4 if whole else 1]
     assert_same(before, after, {"i": RANDOM.integers(0, 9, shape)})
+
+
+def test_what_is_only_moved_is_left_to_others() -> None:
+    """One head of keys: a Reshape and a Transpose, as the heads of the queries have."""
+    text = """g (float[n, m, 4] x) => (float[n, 1, m, 4] y) {
+        a = Reshape(x, s)
+        b = Transpose<perm=[0, 2, 1, 3]>(a)
+        y = Relu(b)
+    }"""
+    check(text, "element_gather", None, weights={"s": np.array([0, 0, 1, 4])})

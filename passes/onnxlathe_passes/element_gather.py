@@ -19,6 +19,7 @@ from onnxlathe_passes.weights import derived, tensor_of
 _SHORT = 2
 """From so many neighbours on that stay together, on average, blocks are copied faster by Slice and Concat."""
 _ENDS = MOVES - {"Slice", "Split", "Gather"}
+_CUTS = frozenset({"Slice", "Split", "Gather", "Concat"})
 _LARGEST = 1 << 24  # bytes of a table
 
 
@@ -90,6 +91,8 @@ class _Gatherer:
         try:
             made = self.constant(op, found, gone)
             if made is None:
+                if self.all_of(found) and not any(other.op_type in _CUTS for other in gone):
+                    return 0  # only moved: queries and keys are moved alike, and merged for that
                 if found.index.size >= _SHORT * found.runs and not self.all_of(found):
                     return 0
                 factor = self.factor(value, found) if (found.sign != 1).any() else None
