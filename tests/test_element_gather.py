@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from helpers import Array, assert_same, operators, optimized, parse
+from helpers import Array, assert_same, check, operators, optimized, parse
 
 RANDOM = np.random.default_rng(7)
 PASS = "shapes,fuse(element_gather),tidy"
