@@ -80,7 +80,7 @@ class RowRegion:
 
     @classmethod
     def of(cls, node: ir.Node, opset: int, places: Mapping[ir.Node, int]) -> RowRegion | None:
-        """All operators around one that compute the same rows; `None` where they are no region of their own."""
+        """All operators around one that compute the same rows; `None` where it is no such operator."""
         dims = dims_of(node.outputs[0]) if node.outputs else None
         if dims is None or len(dims) < 2 or {None, 0} & set(dims) or all(size == 1 for size in dims[:-1]):
             return None
@@ -88,11 +88,16 @@ class RowRegion:
         if operands(node, found.lead, opset) is None:
             return None
         found.grow(node, places)
-        if any(user.graph is not node.graph for value in found.made for user in value.consumers()):
-            return None
-        ends = {end for border in found.borders for end in border.ends}
+        return found
+
+    @property
+    def closed(self) -> bool:
+        """Whether another shape is seen at the borders alone."""
+        graph = next(iter(self.nodes)).graph
+        if any(user.graph is not graph for value in self.made for user in value.consumers()):
+            return False
         # From itself to itself by way of a move: what the rows are is not said by one shape.
-        return None if ends & {*found.made, *found.entries} else found
+        return not any(end in self.made or end in self.entries for b in self.borders for end in b.ends)
 
     def grow(self, start: ir.Node, places: Mapping[ir.Node, int]) -> None:
         work = [start]

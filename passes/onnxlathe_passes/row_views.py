@@ -82,7 +82,7 @@ class _Graph:
                 continue
             seen.update(region.nodes)
             best: tuple[int, Dims, list[Choice]] | None = None
-            for lead in region.shapes():
+            for lead in region.shapes() if region.closed else ():
                 choices = region.choices(lead)
                 gain = sum(choice.gain for choice in choices or ()) - region.lost(lead)
                 least = best[0] if best is not None else -_joins(choices or [], self.opset)
