@@ -112,6 +112,7 @@ from onnxlathe_passes.transposes import TransposeAround, TransposeChain
 from onnxlathe_passes.unbind import Unbind
 from onnxlathe_passes.uneven_split import UnevenSplit
 from onnxlathe_passes.unrolled import UnrolledSteps
+from onnxlathe_passes.view_around import ViewAround
 from onnxlathe_passes.view_transposes import ViewTranspose
 from onnxlathe_passes.views import SqueezeChain, ViewChain
 from onnxlathe_passes.where_sizes import WhereSizes
@@ -148,6 +149,7 @@ PASSES: list[type[Pass]] = [
     SqueezeChain,
     ReduceKeepdims,
     ViewChain,
+    ViewAround,
     SliceChain,
     ConcatEmpty,
     ConcatChain,
