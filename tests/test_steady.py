@@ -194,3 +194,20 @@ def test_sizes_of_which_little_is_seen(body: str) -> None:
     after = optimized(before, "shapes,fold,steady")
     for size in (3, 9, 17):
         assert_same(before, after, {"x": np.random.default_rng(size).random((1, size), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("late", "left"), [("Split<axis=0>(grid, twos)", ["Add"]), ("Tile(grid, twos)", None)]
+)
+def test_constants_that_came_about_late(late: str, left: list[str] | None) -> None:
+    """What is made of constants alone is computed where that takes no more room."""
+    many = "Tile" in late
+    body = f"{'p' if many else 'p, q'} = {late} s = Sin({'p' if many else 'q'}) y = Add(x, s)"
+    text = f"g (float[n,{12 if many else 6}] x) => (float[n,{12 if many else 6}] y) {{ {body} }}"
+    given = {"grid": np.arange(24, dtype=np.float32).reshape(4, 6), "twos": np.array([2, 2])}
+    if many:
+        given["grid"] = given["grid"][:1]
+        given["twos"] = np.array([1, 2])
+    else:
+        given |= {"grid": np.arange(12, dtype=np.float32).reshape(2, 6), "twos": np.array([1, 1])}
+    check(text, "shapes,steady", left, weights=given, sizes=({"n": 1}, {"n": 3}))

@@ -221,7 +221,8 @@ class _Search:
         dims = [dims_of(output) for output in node.outputs]
         if any(d is None or None in d or not _telling(d) for d in dims):
             return
-        if not any(v in self.found for v in node.inputs) and all(is_constant(v) for v in node.inputs if v):
+        late = not any(v in self.found for v in node.inputs) and all(is_constant(v) for v in node.inputs if v)
+        if late and not _shrinks(node):
             return  # a constant, left alone for its size
         for size in _SIZES:
             for d in dims:
@@ -320,6 +321,24 @@ def _uniform(dims: Dims, arrays: list[Array]) -> bool:
         if not _same(array, np.broadcast_to(first, array.shape)):
             return False
     return True
+
+
+def _shrinks(node: ir.Node) -> bool:
+    """Whether the results of a node take no more than its operands: a constant that came about late."""
+    taken, made = (_bytes([v for v in values if v is not None]) for values in (node.inputs, node.outputs))
+    return taken is not None and made is not None and made <= taken
+
+
+def _bytes(values: list[ir.Value]) -> float | None:
+    """The memory that values of static shapes take."""
+    total = 0.0
+    for value in values:
+        dims = dims_of(value)
+        sizes = [d for d in dims or () if isinstance(d, int)]
+        if dims is None or value.dtype is None or len(sizes) != len(dims):
+            return None
+        total += float(np.prod(sizes, dtype=np.float64)) * value.dtype.itemsize
+    return total
 
 
 def _same(one: Array, other: Array) -> bool:
