@@ -93,6 +93,7 @@ from onnxlathe_passes.sequences import Sequences
 from onnxlathe_passes.shapes import Shapes
 from onnxlathe_passes.shrink import Shrink
 from onnxlathe_passes.sigmoids import Sigmoid
+from onnxlathe_passes.slice_early import SliceEarly
 from onnxlathe_passes.slice_partition import GatherSlice, SlicePartition
 from onnxlathe_passes.slices import SliceChain
 from onnxlathe_passes.softmax import Softmax
@@ -223,6 +224,7 @@ PASSES: list[type[Pass]] = [
     GatherMoved,
     GatherRows,
     TableSlice,
+    SliceEarly,
     Bidirectional,
     LastState,
     Restack,
