@@ -70,6 +70,19 @@ def test_a_computed_sine_gets_the_signs_once() -> None:
         assert_same(before, after, feeds(b, s) | {"angle": random(s, 8)})
 
 
+def test_a_sine_that_was_itself_gathered() -> None:
+    """The signs stand behind a sine that this pass has made."""
+    body = f"""
+    f = Mul(t, frequency) u = Unsqueeze(f, last) r = Expand(u, times) wide = Reshape(r, flat)
+    {PAIRS} p = Mul(turned, wide) q = Mul(x, wide) y = Add(p, q)"""
+    weights = {"frequency": random(4), "times": vector(1, 1, 1, 2)}
+    before = model(body, "float[b, s, 8] x, float[b, s, 1] t", **weights)
+    after = optimized(before, PASS)
+    assert "Reshape" not in operators(after)
+    for b, s in SIZES:
+        assert_same(before, after, feeds(b, s) | {"t": random(b, s, 1)})
+
+
 def test_signs_without_a_factor() -> None:
     before = model(f"{PAIRS} y = Relu(turned)")
     after = optimized(before, PASS)

@@ -47,8 +47,8 @@ class ElementGather(Pass):
     def run(self, model: Model, context: Context) -> int:
         changes = 0
         for graph in graphs_with_weights(model):
-            gatherer = _Gatherer(model.opset, list(graph))
-            for node in gatherer.nodes:
+            gatherer = _Gatherer(model.opset)
+            for node in list(graph):
                 if node.graph is graph and node.op_type in _ENDS and node.domain == "":
                     changes += gatherer.gather(node, context, self.name)
         return changes
@@ -59,18 +59,13 @@ class _Gatherer:
     """Rewrites the ends of such chains in one graph.
 
     Attributes:
-        nodes: of the graph, as it was.
         signed: factors with signs, made once for all layers.
         indices: constants that Gathers have already.
     """
 
     opset: int
-    nodes: list[ir.Node]
     signed: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
     indices: dict[tuple[bytes, tuple[int, ...]], ir.Value] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.places: dict[ir.Node | None, int] = {node: place for place, node in enumerate(self.nodes)}
 
     def gather(self, node: ir.Node, context: Context, rule: str) -> int:
         """Rewrite what ends at a node."""
@@ -223,12 +218,18 @@ class _Gatherer:
             else:
                 assert other.dtype is not None
                 new = op.Mul(other, op.constant(sign, other.dtype))
-            made_by = other.producer()
-            place = self.places[made_by] + 1 if made_by in self.places else 0
             user.replace_input_with(index, new)
-            insert(op, next(node for node in self.nodes[place:] if node.graph is not None), context)
+            insert(op, _after(other.producer(), user), context)
             self.signed[key] = new
         user.replace_input_with(index, self.signed[key])
+
+
+def _after(node: ir.Node | None, user: ir.Node) -> ir.Node:
+    """What stands behind a node, or first in the graph of its user."""
+    nodes = iter(user.graph or ())
+    if node is not None and node.graph is user.graph:
+        next(n for n in nodes if n is node)
+    return next(nodes)
 
 
 def _key(found: Elements) -> tuple[bytes, tuple[int, ...]]:
