@@ -243,3 +243,13 @@ def test_a_mask_of_float32_stays_finite_in_float16() -> None:
         assert_same(before, after, feeds, rtol=2e-2, atol=2e-2)
         feeds["mask"][0, 0, 0] = lowest
         assert all(np.isfinite(output).all() for output in run(after, feeds))
+
+
+@pytest.mark.parametrize(("size", "left"), [(2, ["Attention"]), (3, None)])
+def test_values_of_another_size_in_float16(size: int, left: list[str] | None) -> None:
+    """TensorRT has no kernel for them, as LeViT has them; in float32 ONNX Runtime is asked, which has."""
+    text = PLAIN.replace("float[n, 4, m, 2] v", f"float[n, 4, m, {size}] v")
+    text = text.replace("(float[n, 4, m, 2] y)", f"(float[n, 4, m, {size}] y)")
+    check(text, BOTH, ["Attention"], opset=23)
+    half = text.replace("float[", "float16[")
+    check(half, "attention", left, opset=23, rtol=2e-2, atol=2e-2)

@@ -114,7 +114,8 @@ class Attention(NodeRule):
 
     float32: bool = option(False, "in float32 too, which ONNX Runtime has a kernel for and TensorRT has not")
     fast_float32: bool = option(
-        False, f"in float32 where ONNX Runtime's kernel is faster: heads with keys of their own, {_FAST} at most"
+        False,
+        f"in float32 where ONNX Runtime's kernel is faster: heads with keys of their own, {_FAST} at most",
     )
 
     visits = ("MatMul",)
@@ -143,6 +144,8 @@ class Attention(NodeRule):
         k_dims, v_dims = _known(keys), _known(shared)
         require(k_dims[0] == heads[0] and v_dims[0] == heads[0], "its operands differ in their batch")
         require(k_dims[1:3] == v_dims[1:3], "its keys and values differ in number")
+        alike = k_dims[3] == v_dims[3] or dtype not in HALVES
+        require(alike, "its keys and values differ in size, which TensorRT has no kernel for")
         count, groups = heads[1], k_dims[1]
         if not (isinstance(count, int) and isinstance(groups, int) and groups and count % groups == 0):
             reject("its keys cannot be shared out among its heads")
