@@ -48,7 +48,7 @@ def both(before: onnx.ModelProto, after: onnx.ModelProto, **more: object) -> Non
 )
 def test_a_few_iterations(goes_on: str) -> None:
     before = loop(goes_on=goes_on)
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     # The first number is 0, and adding it is nothing.
     assert operators(after) == ["Neg", "Tanh", *["Tanh", "Add"] * 3, "Neg"]
     both(before, after)
@@ -56,7 +56,7 @@ def test_a_few_iterations(goes_on: str) -> None:
 
 def test_what_is_stacked() -> None:
     before = loop(body=f"{BODY} s = Mul(w, x)", scans="s")
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     assert "Loop" not in operators(after)
     assert operators(after).count("Concat") == 1
     both(before, after)
@@ -64,7 +64,7 @@ def test_what_is_stacked() -> None:
 
 def test_it_never_runs() -> None:
     for before in (loop(trips="none"), loop(going="no"), loop(trips="", going="no")):
-        after = optimized(before, "shapes,fold,tidy")
+        after = optimized(before, "shapes,fold(unroll=64),tidy")
         assert operators(after) == ["Identity"]
         both(before, after)
 
@@ -79,7 +79,7 @@ def test_nothing_is_stacked() -> None:
         >
     }"""
     before = parse(text)
-    after = optimized(before, "shapes,fold")
+    after = optimized(before, "shapes,fold(unroll=64)")
     assert "Loop" not in operators(after)
     assert_same(before, after, samples(before))
 
@@ -95,7 +95,7 @@ def test_nothing_is_stacked() -> None:
     ],
 )
 def test_it_runs_once(before: onnx.ModelProto) -> None:
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     assert "Loop" not in operators(after)
     assert operators(after).count("Tanh") == 1
     both(before, after)
@@ -118,7 +118,7 @@ def test_it_runs_once_however_large() -> None:
     ],
 )
 def test_it_may_run_any_number_of_times(before: onnx.ModelProto, more: dict[str, object]) -> None:
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     assert "Loop" in operators(after)
     both(before, after, **more)
 
@@ -152,7 +152,7 @@ def test_what_is_around_and_inside() -> None:
         w = Add(m, k)
     """
     before = loop(body=body)
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     assert operators(after).count("If") == 4
     both(before, after)
 
@@ -166,7 +166,7 @@ def test_a_loop_in_a_loop() -> None:
         >
     """
     before = loop(body=inner)
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     assert operators(after) == ["Neg", *["Tanh"] * 16, "Neg"]
     both(before, after)
 
@@ -185,7 +185,7 @@ def test_scan(direction: int, axis: int) -> None:
             }}> (s0, xs)
     }}"""
     before = parse(text)
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     assert "Scan" not in operators(after)
     both(before, after)
 
@@ -198,7 +198,7 @@ def test_a_scan_of_open_length() -> None:
         }> (s0, xs)
     }"""
     before = parse(text)
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     assert operators(after) == ["Scan"]
     both(before, after)
 
@@ -209,7 +209,7 @@ def test_copies_say_where_they_come_from() -> None:
     node.name = "walk"
     for inner in node.attribute[0].g.node:
         inner.name = f"inner_{inner.op_type}"
-    after = optimized(before, "shapes,fold,tidy")
+    after = optimized(before, "shapes,fold(unroll=64),tidy")
     origins = [
         json.loads(p.value)
         for n in after.graph.node
@@ -247,7 +247,7 @@ W = {"k": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}
 )
 def test_what_is_the_same_in_all_iterations(body: str, left: list[str]) -> None:
     before = invariants("count", body, W if "k" in body else None)
-    after = optimized(before, "shapes,fold,loop_invariant")
+    after = optimized(before, "shapes,fold(unroll=64),loop_invariant")
     (node,) = [n for n in after.graph.node if n.op_type == "Loop"]
     assert [n.op_type for n in node.attribute[0].g.node] == left
     for count in (0, 1, 3):
@@ -267,7 +267,7 @@ def test_what_is_the_same_in_all_iterations(body: str, left: list[str]) -> None:
 def test_what_differs_or_could_fail(body: str) -> None:
     before = invariants("count", body)
     inside = len(before.graph.node[1].attribute[0].g.node) - body.count("Constant")
-    after = optimized(before, "shapes,fold,loop_invariant")
+    after = optimized(before, "shapes,fold(unroll=64),loop_invariant")
     (node,) = [n for n in after.graph.node if n.op_type == "Loop"]
     assert len(node.attribute[0].g.node) == inside
     both(before, after, count=np.array(2))
@@ -290,6 +290,6 @@ def test_out_of_two_loops() -> None:
         >
     """
     before = invariants("count", body, W)
-    after = optimized(before, "shapes,fold,loop_invariant")
+    after = optimized(before, "shapes,fold(unroll=64),loop_invariant")
     assert operators(after) == ["Relu", "MatMul", "Loop"]
     both(before, after, count=np.array(2))

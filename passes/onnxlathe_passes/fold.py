@@ -57,7 +57,7 @@ class Fold(Pass):
     """
 
     max_bytes: Bytes = option(64 << 20, "largest constant that may be made of smaller ones")
-    unroll: int = option(64, "most nodes that a Loop or Scan of several iterations may become")
+    unroll: int = option(16, "most nodes that a Loop or Scan of several iterations may become")
     quantized: bool = option(False, "fold QuantizeLinear and DequantizeLinear of constants as well")
 
     def run(self, model: Model, context: Context) -> int:
