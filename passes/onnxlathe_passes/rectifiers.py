@@ -176,7 +176,8 @@ class _Larger(Rule):
 class Rectifier(RuleSet):
     """Where(x > 0, x, y) = Relu, LeakyRelu, PRelu or Elu of x; Where(x > t, x, 0) = ThresholdedRelu(x).
 
-    Also x·(x > 0), relu(x) - a·relu(-x), max(x, 0) + a·min(x, 0), and max(x, a·x).
+    Also x·(x > 0), relu(x) - a·relu(-x), max(x, 0) + a·min(x, 0), and max(x, a·x). What is not a number may
+    stay so where a comparison with it chose 0.
     """
 
     name = "rectifier"
