@@ -11,10 +11,10 @@ from onnxlathe_passes.affine_chain import AffineChain, TwoFactors
 from onnxlathe_passes.attention import Attention
 from onnxlathe_passes.attention_layout import AttentionLayout
 from onnxlathe_passes.batchnorm import ConvBatchNorm, FarBatchNorm
-from onnxlathe_passes.broadcasting import BroadcastOperand
-from onnxlathe_passes.cancelled import CancelledTerms
 from onnxlathe_passes.bidirectional import Bidirectional
 from onnxlathe_passes.branches import EqualBranches
+from onnxlathe_passes.broadcasting import BroadcastOperand
+from onnxlathe_passes.cancelled import CancelledTerms
 from onnxlathe_passes.casts import CastChain, NoopCast
 from onnxlathe_passes.causal import CausalAttention
 from onnxlathe_passes.clamps import ClampChain
@@ -25,9 +25,9 @@ from onnxlathe_passes.counting_gathers import CountingGather
 from onnxlathe_passes.cse import CommonSubexpressions
 from onnxlathe_passes.dead import Dead
 from onnxlathe_passes.dedup import Dedup
-from onnxlathe_passes.elements_late import ElementsLate
 from onnxlathe_passes.einsum_units import EinsumUnits
 from onnxlathe_passes.element_gather import ElementGather
+from onnxlathe_passes.elements_late import ElementsLate
 from onnxlathe_passes.flat_gemm import FlatGemm
 from onnxlathe_passes.floor_division import FloorDivision
 from onnxlathe_passes.fold import Fold
@@ -103,8 +103,8 @@ from onnxlathe_passes.space_to_depth import FocusConv, SpaceToDepth
 from onnxlathe_passes.split_gather import SplitGather
 from onnxlathe_passes.split_late import SplitLate
 from onnxlathe_passes.stacked_heads import StackedHeads
-from onnxlathe_passes.stacks import Restack
 from onnxlathe_passes.stacked_products import StackedProducts
+from onnxlathe_passes.stacks import Restack
 from onnxlathe_passes.steady import Steady
 from onnxlathe_passes.swish import Swish
 from onnxlathe_passes.table_slice import TableSlice
@@ -212,9 +212,9 @@ PASSES: list[type[Pass]] = [
     CountingGather,
     WrittenParts,
     WrittenBlock,
-    BroadcastOperand,
     TabulatedIndex,
     Steady,
+    BroadcastOperand,
     LeanOperands,
     FoldScale,
     TwoFactors,
