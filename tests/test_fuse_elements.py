@@ -443,3 +443,62 @@ def test_offsets_that_stay(made: str, taken: str, added: str) -> None:
     given |= {"one": np.array([1], np.float32), "large": np.array([2**23], np.float32)}
     text = MODULATED.format(made=made, taken=taken, added=added).replace("8] c,", "8] c, float[8] rows,")
     check(text, "fold_offset", None, weights=given, sizes=SMALL, rtol=1e-3)
+
+
+# --- Splits of parts ---------------------------------------------------------------------------------------
+
+NESTED = """
+g (float[n, 6, m] x) => (float[n, p, m] y, float[n, q, m] z, float[n, r, m] w) {{
+    a, b = Split<axis=1>(x, outer)
+    c, d = Split<axis={axis}>({part}, inner)
+    y = Relu({other})
+    z = Neg(c)
+    w = Abs(d)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("outer", "part", "inner", "fires"),
+    [
+        ([2, 4], "b", [2, 2], True),
+        ([4, 2], "a", [2, 2], True),
+        ([1, 5], "b", [2, 3], False),  # three parts that are not equal
+    ],
+)
+@pytest.mark.parametrize("opset", [11, 17, 20])
+def test_split_of_a_part(outer: list[int], part: str, inner: list[int], fires: bool, opset: int) -> None:
+    text = NESTED.format(axis=1, part=part, other="ab".replace(part, ""))
+    if opset < 13:
+        text = text.replace("axis=1>(x, outer)", f"axis=1, split={outer}>(x)")
+        text = text.replace(f"axis=1>({part}, inner)", f"axis=1, split={inner}>({part})")
+    given = numbers(outer=outer, inner=inner)
+    check(text, "shapes,split_chain", ["Split", "Relu", "Neg", "Abs"] if fires else None, opset=opset,
+          weights=given, sizes=SMALL)  # fmt: skip
+
+
+def test_many_parts_of_a_part() -> None:
+    text = """
+    g (float[n, 6, m] x) => (float[n, 2, m] y, float[n, 1, m] z) {
+        a, b = Split<axis=1>(x, outer) c, d, e = Split<axis=-2>(b, inner) y = Relu(a) s = Add(c, d) z = Sub(s, e) }"""
+    given = numbers(outer=[3, 3], inner=[1, 1, 1])
+    check(text.replace("2, m] y", "3, m] y"), "shapes,split_chain", ["Split", "Relu", "Add", "Sub"], weights=given,
+          sizes=SMALL)  # fmt: skip
+
+
+@pytest.mark.parametrize(("axis", "part", "other"), [(0, "b", "a"), (1, "b", "b")])
+def test_splits_that_stay(axis: int, part: str, other: str) -> None:
+    """Along another axis, or of a part that is read as a whole."""
+    text = NESTED.format(axis=axis, part=part, other=other).replace("[n, 6, m]", "[4, 6, m]")
+    text = (
+        text.replace("[n, p, m]", "[s, p, m]")
+        .replace("[n, q, m]", "[t, q, m]")
+        .replace("[n, r, m]", "[u, r, m]")
+    )
+    check(
+        text,
+        "shapes,split_chain",
+        None,
+        weights=numbers(outer=[2, 4], inner=[2, 2]),
+        sizes=({"m": 2}, {"m": 3}),
+    )

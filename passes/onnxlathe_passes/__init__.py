@@ -100,6 +100,7 @@ from onnxlathe_passes.softmax import Softmax
 from onnxlathe_passes.softmax_guard import SoftmaxGuard
 from onnxlathe_passes.softplus import Softplus
 from onnxlathe_passes.space_to_depth import FocusConv, SpaceToDepth
+from onnxlathe_passes.split_chain import SplitChain
 from onnxlathe_passes.split_gather import SplitGather
 from onnxlathe_passes.split_late import SplitLate
 from onnxlathe_passes.stacked_heads import StackedHeads
@@ -239,6 +240,7 @@ PASSES: list[type[Pass]] = [
     MergeProjections,
     JointNorms,
     SplitLate,
+    SplitChain,
     FoldOffset,
     ElementsLate,
     CausalAttention,
