@@ -253,6 +253,42 @@ def test_factor_does_not_go_through_others(call: str) -> None:
     check(POOLED.format(call=call), "fold_scale", None, weights=given, sizes=SMALL)
 
 
+PREFIX = """
+g (float[n, m, 4] x, float[n, 2, 6] k) => (float[n, 2, u] y) {{
+    p = Pad(x, pads)
+    a = MatMul(p, w)
+    s, t = Split<axis=1>(a, sizes)
+    v = Tanh(t)
+    u = Relu({patches})
+    c = Concat<axis=1>({prefix}, u)
+    d = Mul(c, f)
+    e = Transpose<perm=[0, 2, 1]>(d)
+    y = MatMul(k, e)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("prefix", "patches", "fires"),
+    [
+        ("s", "t", True),
+        ("t", "s", True),
+        ("s", "s", True),  # the other part is nobody's
+        ("s", "v", False),
+        ("x2", "t", False),
+    ],
+)
+def test_factor_of_all_parts(prefix: str, patches: str, fires: bool) -> None:
+    """Registers are taken off, the rest is turned, and both are put together again."""
+    text = PREFIX.format(prefix=prefix, patches=patches).replace("k) =>", "k, float[n, 2, 6] x2) =>")
+    text = text.replace("[n, m, 4] x,", "[n, 6, 4] x,")
+    given = weights(w=(4, 6)) | numbers(pads=[0, 2, 0, 0, 0, 0], sizes=[2, 6]) | QUARTER
+    before = parse(text, 17, given)
+    after = optimized(before, "fold_scale")
+    assert ("Mul" not in operators(after)) == fires
+    assert_same(before, after, *(samples(before, 0, n=n) for n in (1, 3)))
+
+
 @pytest.mark.parametrize(
     ("made", "scale", "left"),
     [

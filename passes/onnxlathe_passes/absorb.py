@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,14 @@ class Absorption:
 
     Attributes:
         apart: whether the elements that each Gather or Slice takes get a factor of their own, or all get the same.
+        split: the same of the parts of Splits.
         constants: node and input at which a constant is multiplied, and by what.
     """
 
     opset: int
     max_copy: int
     apart: bool = False
+    split: bool = True
     constants: dict[tuple[ir.Node, int], Array] = field(default_factory=dict)
     asked: dict[ir.Value, tuple[Factor, set[tuple[ir.Node, int]]]] = field(default_factory=dict)
     seen: int = 0
@@ -81,12 +84,15 @@ class Absorption:
             opset: of the graph.
             max_copy: bytes of a constant that is copied where something else needs it as it is.
         """
-        for apart in (False, True):
-            plan = cls(opset, max_copy, apart)
+        for split, apart in product((True, False), (False, True)):
+            plan = cls(opset, max_copy, apart, split)
             if not plan.ask(value, factor, by):
                 continue
             # A value that several ways lead to must have been asked for by all of its users.
-            if all(len(users) == len(v.uses()) for v, (_, users) in plan.asked.items()):
+            if (
+                all(len(users) == len(v.uses()) for v, (_, users) in plan.asked.items())
+                and plan.no_part_missing()
+            ):
                 return plan
         return None
 
@@ -109,6 +115,12 @@ class Absorption:
             return True
         self.seen += 1
         return self.seen <= _FAR and self.descend(value, factor)
+
+    def no_part_missing(self) -> bool:
+        """Whether a Split all of whose parts are to carry the same number has been asked itself."""
+        above = (value.producer() for value, (factor, _) in self.asked.items() if factor.axis is None)
+        splits = [node for node in above if node is not None and node.op_type == "Split"]
+        return self.split or all(node.inputs[0] in self.asked for node in splits)
 
     def constant(self, value: ir.Value, factor: Factor, by: tuple[ir.Node, int], at: Any = None) -> bool:
         """Multiply a constant where `by` reads it; `at` is the shaped factor where that is special."""
@@ -180,6 +192,12 @@ def _reshape(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -
 def _split(plan: Absorption, node: ir.Node, value: ir.Value, factor: Factor) -> bool:
     dims = dims_of(value)
     axes = from_front([int(attribute(node, "axis", plan.opset))], len(dims) if dims is not None else None)
+    if not plan.split and factor.axis is None:
+        # Each part comes here when all of its users have asked for it; the last one asks for all.
+        used = [part for part in node.outputs if part.uses() or part.is_graph_output()]
+        found = [(part, *plan.asked[part]) for part in used if part in plan.asked]
+        done = [f.same(factor) and len(users) == len(part.uses()) for part, f, users in found]
+        return plan.ask(node.inputs[0], factor, (node, 0)) if len(done) == len(used) and all(done) else True
     sizes = [static((dims_of(part) or ())[axes[0] : axes[0] + 1]) for part in node.outputs] if axes else []
     if not axes or factor.axis not in (None, axes[0]) or not all(sizes):
         return False
