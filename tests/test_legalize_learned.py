@@ -350,3 +350,60 @@ def test_reference_and_runtime_agree_on_the_cases_used_here() -> None:
         max_skip_count=1, ngram_counts=[0, 1], ngram_indexes=[0, 1, 2], pool_int64s=[9, 2, 3, 3, 4],
     )  # fmt: skip
     agree(in_runtime(proto, {"x": x}), in_reference(proto, {"x": x}))
+
+
+def svc(classes: int, kind: str, transform: str, features: int, **more: Any) -> dict[str, Any]:
+    """Attributes of a classifier with some support vectors of each class."""
+    counts = [2, 3, 1, 2][:classes]
+    total = sum(counts)
+    return {
+        "vectors_per_class": counts, "kernel_type": kind, "kernel_params": [0.5, 0.25, 2.0],
+        "support_vectors": rows(total, features, 3).reshape(-1).tolist(),
+        "coefficients": rows(classes - 1, total, 4).reshape(-1).tolist(),
+        "rho": rows(1, classes * (classes - 1) // 2, 5)[0].tolist(),
+        "classlabels_ints": [7, 3, 9, 1][:classes], "post_transform": transform, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["LINEAR", "RBF", "POLY", "SIGMOID"])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_svm_classifier(kind: str, classes: int) -> None:
+    for transform, count in (("NONE", 20), ("LOGISTIC", 3), ("SOFTMAX", 5)):
+        x = rows(count, 4)
+        proto = ml("SVMClassifier", {"x": x}, [I64, F], **svc(classes, kind, transform, 4))
+        check(proto, {"x": x}, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("positive", [False, True])
+def test_svm_classifier_without_support_vectors(classes: int, positive: bool) -> None:
+    x = rows(15, 4)
+    weights = rows(classes, 4, 8)
+    weights = np.abs(weights) if positive else weights
+    for transform in ("NONE", "SOFTMAX"):
+        attributes = {
+            "coefficients": weights.reshape(-1).tolist(), "rho": [0.2], "classlabels_ints": [4, 2, 6][:classes],
+            "post_transform": transform, "kernel_type": "LINEAR", "kernel_params": [0.0, 0.0, 0.0],
+        }  # fmt: skip
+        check(ml("SVMClassifier", {"x": x}, [I64, F], **attributes), {"x": x}, rtol=1e-4, atol=1e-5)
+
+
+def test_svm_classifier_of_probabilities_stays() -> None:
+    """They come from an iteration that stops at a tolerance of its own."""
+    x = rows(3, 4)
+    more = {"prob_a": [-1.0], "prob_b": [0.1]}
+    proto = ml("SVMClassifier", {"x": x}, [I64, F], **svc(2, "RBF", "NONE", 4, **more))
+    with pytest.raises(AssertionError):
+        legalized(proto, ["SVMClassifier"])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_labels_that_are_strings_and_nobody_reads(classes: int) -> None:
+    x = rows(6, 4)
+    attributes = svc(classes, "RBF", "NONE", 4)
+    numbers = ml("SVMClassifier", {"x": x}, [I64, F], **attributes)
+    del attributes["classlabels_ints"]
+    attributes["classlabels_strings"] = ["red", "green", "blue"][:classes]
+    proto = ml("SVMClassifier", {"x": x}, [0, F], **attributes)
+    after, _ = legalized(proto, ["SVMClassifier"])
+    agree(in_runtime(after, {"x": x}), in_runtime(numbers, {"x": x})[1:], 1e-4, 1e-5)

@@ -19,6 +19,7 @@ from onnxlathe_passes.legalize import (  # noqa: F401
     resize,
     scatter,
     signal,
+    support_vectors,
     training,
     trees,
 )

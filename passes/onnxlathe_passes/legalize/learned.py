@@ -51,9 +51,11 @@ def transformed(op: Draft, scores: ir.Value, how: str) -> ir.Value:
 
 
 def labels_of(node: ir.Node) -> np.ndarray:
-    """The classes of a classifier, where they are numbers."""
+    """The classes of a classifier, where they are numbers, or nobody asks for them."""
     own = node.attributes.get("classlabels_ints") or node.attributes.get("classlabels_int64s")
     strings = node.attributes.get("classlabels_strings")
+    if own is None and strings is not None and not wanted(node, 0):
+        return np.arange(len(strings.value), dtype=np.int64)
     require(own is not None or strings is None, "its labels are strings")
     return np.asarray(own.value if own else [], dtype=np.int64)
 
@@ -148,7 +150,7 @@ def svm_regressor(op: Draft, node: ir.Node) -> ir.Value:
     how = str(value_of(node, "post_transform", op, "NONE"))
     if supports:
         vectors = floats(node, "support_vectors").reshape(supports, -1)
-        near = _kernel(op, x, vectors, str(value_of(node, "kernel_type", op, "LINEAR")), node)
+        near = kernel(op, x, vectors, str(value_of(node, "kernel_type", op, "LINEAR")), node)
     else:
         near = x
     y = op.Add(op.MatMul(near, op.constant(coefficients.reshape(-1, 1))), op.constant(rho[:1]))
@@ -157,7 +159,8 @@ def svm_regressor(op: Draft, node: ir.Node) -> ir.Value:
     return transformed(op, y, how)
 
 
-def _kernel(op: Draft, x: ir.Value, vectors: np.ndarray, kind: str, node: ir.Node) -> ir.Value:
+def kernel(op: Draft, x: ir.Value, vectors: np.ndarray, kind: str, node: ir.Node) -> ir.Value:
+    """How near each row lies to each support vector, `[rows, vectors]`."""
     gamma, shift, degree = (*floats(node, "kernel_params"), 0.0, 0.0, 0.0)[:3]
     if kind == "RBF":
         # Differences rather than |x|² - 2xy + |y|², which cancels.

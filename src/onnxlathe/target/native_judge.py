@@ -73,7 +73,9 @@ def _profile(builder: Any, config: Any, network: Any, expect: dict[str, Any]) ->
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         said = expect.get(tensor.name, {})
-        known = said.get("shape") or [_GUESS] * len(tensor.shape)
+        known = said.get("shape") or []
+        if len(known) != len(tensor.shape):  # of an empty array written as a list the rank is lost
+            known = [_GUESS] * len(tensor.shape)
         shape = [d if d >= 0 else k for d, k in zip(tensor.shape, known, strict=True)]
         if any(d < 0 for d in tensor.shape):
             profile = profile or builder.create_optimization_profile()
