@@ -986,7 +986,7 @@ case(
 
 case(
     "int16_branch", "16-bit integers inside of a branch",
-    "to_i16:cast-type",
+    "to_i16:cast-type to_u16:cast-type",
     """g (float[2,4] x, bool flag) => (float[2,4] y) {
         [choose] y = If(flag)<
             then_branch = a () => (float[2,4] t) {
