@@ -18,6 +18,7 @@ from onnxlathe.model import load
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SIZES = ({"n": 1, "m": 3}, {"n": 3, "m": 5})
 BOTH = "attention(float32=true)"
+NEWER = "opset(attention=true),fixpoint(shapes,fold,tidy,fuse)"
 
 
 def numbers(**values: Any) -> dict[str, Array]:
@@ -217,8 +218,8 @@ def _attention(fixture: str, pipeline: str) -> Result:
 @pytest.mark.parametrize("fixture", TRANSFORMERS)
 def test_transformers_of_both_exporters(fixture: str) -> None:
     """Two layers each, whoever exported them; in float16 after `precision`, and in float32 where asked."""
-    half = _attention(fixture, "O3,precision(type=fp16),attention,fold,fuse,tidy")
-    whole = _attention(fixture, f"O3,{BOTH},fuse,tidy")
+    half = _attention(fixture, f"{NEWER},precision(type=fp16),attention,fold,fuse,tidy")
+    whole = _attention(fixture, f"{NEWER},{BOTH},fuse,tidy")
     for result in (half, whole):
         kinds = result.after.operators
         assert kinds["Attention"] == 2

@@ -225,14 +225,24 @@ def test_fixtures_and_what_they_gain(name: str) -> None:
     [
         ("t = MaxPool<kernel_shape=[2]>(x) y = Relu(t)", 13),
         ("t = Erf(x) y = Relu(t)", 20),
-        ("a = MatMul(x, x) b = Softmax(a) y = Identity(b)", 23),
-        ("a = ReduceMean<axes=[-1]>(x) b = Sqrt(a) y = Identity(b)", 23),
+        ("s = Mul(x, x) a = ReduceMean<axes=[-1]>(s) b = Sqrt(a) y = Identity(b)", 23),
+        ("a = ReduceMean<axes=[-1]>(x) b = Sqrt(a) y = Identity(b)", 13),
+        ("a = MatMul(x, x) b = Softmax(a) y = Identity(b)", 13),
     ],
 )
 def test_left_to_itself_it_raises_as_far_as_there_is_something_to_gain(body: str, reached: int) -> None:
     before = parse(f"g (float[n, 4, 4] x) => (float[n, a, b] y) {{ {body} }}", 13)
     after = optimized(before, "opset")
     assert version(after) == reached
+    assert_same(before, after, samples(before, n=2))
+
+
+def test_it_raises_for_attention_where_that_is_asked_for() -> None:
+    before = parse(
+        "g (float[n, 4, 4] x) => (float[n, 4, 4] y) { a = MatMul(x, x) y = Softmax<axis=-1>(a) }", 13
+    )
+    after = optimized(before, "opset(attention=true)")
+    assert version(after) == 23
     assert_same(before, after, samples(before, n=2))
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxlathe import Model, UsageError
 from onnxlathe.rewrite import Context, Pass, option, subgraphs
 from onnxlathe_passes.attention import Attention
+from onnxlathe_passes.conditions import producer
 from onnxlathe_passes.gelu import Gelu
 from onnxlathe_passes.mish import Mish
 from onnxlathe_passes.opset_steps import OLDEST, Draft, Refused, advance, changes
@@ -21,11 +22,10 @@ _GAINS = (
     (Mish.min_opset, {"Softplus", "Tanh"}),
     (Gelu.min_opset, {"Erf"}),
     (Gelu.min_opset, {"Tanh", "Add", "Mul"}),
-    (RMSNorm.min_opset, {"ReduceMean", "Sqrt"}),  # and LayerNormalization, which is older
-    (RMSNorm.min_opset, {"ReduceMean", "Pow"}),
-    (Attention.min_opset, {"Softmax", "MatMul"}),
 )
 """From which version on operators that occur together can become one."""
+
+_ATTENTION = (Attention.min_opset, {"Softmax", "MatMul"})
 
 _BODIES = 18
 """The version from which on Softplus has a function body."""
@@ -53,6 +53,9 @@ class Opset(Pass):
     version: int | None = option(
         None, "the version to raise to; the lowest that has what the model's operators can become if left out"
     )
+    attention: bool = option(
+        False, "as far as Attention, too, which passes of their own make; before them fewer nodes can be left"
+    )
 
     def run(self, model: Model, context: Context) -> int:
         newest = onnx.defs.onnx_opset_version()
@@ -60,7 +63,7 @@ class Opset(Pass):
             raise UsageError(
                 f"pass 'opset' cannot raise to version {self.version}", hint=f"the newest known is {newest}"
             )
-        wanted = self.version or _gain(model)
+        wanted = self.version or _gain(model, attention=self.attention)
         if wanted >= _BODIES and _overflows(model):
             context.note(
                 f"opset {model.opset} stays: from {_BODIES} on ONNX Runtime's Softplus overflows in float16"
@@ -107,14 +110,25 @@ def _overflows(model: Model) -> bool:
     return any(n.op_type == "Softplus" and not n.domain and n.outputs[0].dtype in half for n in model.nodes())
 
 
-def _gain(model: Model) -> int:
+def _gain(model: Model, *, attention: bool) -> int:
     """The version that has all that the model's operators can become; 0 where they gain nothing.
 
     Not the newest in any case: runtimes have kernels for an operator's newest version last. So ONNX Runtime's
     CUDA provider has none for MaxPool of version 22.
     """
     present = {node.op_type for node in model.nodes() if node.domain == ""}
-    return max((version for version, together in _GAINS if together <= present), default=0)
+    gains = (*_GAINS, _ATTENTION) if attention else _GAINS
+    found = [version for version, together in gains if together <= present]
+    if any(_is_mean_square(node) for node in model.nodes()):
+        found.append(RMSNorm.min_opset)  # or LayerNormalization, which is older
+    return max(found, default=0)
+
+
+def _is_mean_square(node: ir.Node) -> bool:
+    if node.op_type != "ReduceMean" or node.domain != "":
+        return False
+    square = producer(node.inputs[0], "Pow", "Mul")
+    return square is not None and (square.op_type == "Pow" or square.inputs[0] is square.inputs[1])
 
 
 def _plan(graph: ir.Graph, old: int, new: int) -> Iterator[Draft]:

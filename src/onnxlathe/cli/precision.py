@@ -28,7 +28,7 @@ _SEARCHING = ("output", "error", "wider", "max_trials", "fresh",
     type=click.Path(path_type=Path),
     help="Where the search writes constraints; MODEL.precision.toml if left out.",
 )
-@click.option("--passes", metavar="PIPELINE", help="What runs before; O3 if left out.")
+@click.option("--passes", metavar="PIPELINE", help="What runs before; as with --precision if left out.")
 @click.option(
     "--recipe",
     "recipe_path",

@@ -111,7 +111,8 @@ def precision_item(options: Mapping[str, Any], notes: list[str]) -> str:
     return str(Item("precision", chosen))
 
 
-BEFORE, AFTER = {"default": "O3", "ort": "ort"}, "attention,fuse,tidy"
+BEFORE = {"default": "opset(attention=true),fixpoint(shapes,fold,tidy,fuse)", "ort": "ort"}
+AFTER = "attention,fuse,tidy"
 """What runs around mixed precision, by the preset that is asked for.
 
 Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has kernels for

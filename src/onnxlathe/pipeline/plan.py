@@ -26,7 +26,8 @@ PRESETS: Mapping[str, str] = {
     "O3": "opset,fixpoint(shapes,fold,tidy,fuse)",
     "trt": "opset(version=21),shapes,fold,tidy,fuse,tidy,"
     "groupnorm,roll,split_gather,full_rank(everything=true),tidy",
-    "ort": "O3,patch_projection,attention(fast_float32=true),fold,fuse,tidy",
+    "ort": "opset(attention=true),fixpoint(shapes,fold,tidy,fuse),"
+    "patch_projection,attention(fast_float32=true),fold,fuse,tidy",
     "default": "shapes,fold,tidy,fuse,tidy",
 }
 """Pipelines with a name. `O0` only infers, `O1` removes what is not needed, `O2` fuses as well, `O3` raises
