@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from helpers import Array, parse, run
@@ -85,6 +86,16 @@ def number(entry: Any) -> int:
     return found
 
 
+def found(proto: onnx.ModelProto) -> list[Array]:
+    """What the graph computes; drawn slices can be empty, and then there is nothing to take an entry of."""
+    try:
+        return run(proto, {"x": np.zeros((_SIZES["n"], _SIZES["m"]), np.float32)})
+    except Exception as error:
+        if "out of data bounds" in str(error):
+            reject()
+        raise
+
+
 def contents(affine: Affine, shape: tuple[int, ...]) -> Array:
     """What the expression says the tensor holds."""
     found = np.full(shape, number(affine.base), np.int64)
@@ -101,7 +112,7 @@ def test_counters(case: tuple[str, dict[str, Array], dict[str, int]]) -> None:
     model = Model(ir.from_proto(proto))
     infer_model(model)
     counters = Counters(17)
-    results = run(proto, {"x": np.zeros((_SIZES["n"], _SIZES["m"]), np.float32)})
+    results = found(proto)
     for value, array in zip(model.graph.outputs, results, strict=True):
         affine = counters.affine(value)
         if affine is not None:
@@ -131,7 +142,7 @@ def test_truth(case: tuple[str, dict[str, Array], dict[str, int]], kind: str, ot
     proto = parse(text, 17, weights | {"last": np.array([ranks[name]], np.int64)})
     model = Model(ir.from_proto(proto))
     infer_model(model)
-    results = run(proto, {"x": np.zeros((_SIZES["n"], _SIZES["m"]), np.float32)})
+    results = found(proto)
     verdict = Counters(17).truth(model.graph.outputs[0])
     if verdict is not None:
         assert (results[0] == verdict).all()
