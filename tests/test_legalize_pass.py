@@ -240,7 +240,9 @@ def test_a_target_that_dies_is_an_answer_that_is_not_kept(tmp_path: Path) -> Non
 @needs_target
 def test_a_typical_value_that_is_empty(tmp_path: Path) -> None:
     """Written as a list, [2, 0, 4] numbers are [[], []], which says nothing of the last axis."""
-    proto = parse("g (float[2,0,4] x, int64[1] axes) => (float[2,1,4] y) { y = ReduceMax<keepdims=1>(x, axes) }")
+    proto = parse(
+        "g (float[2,0,4] x, int64[1] axes) => (float[2,1,4] y) { y = ReduceMax<keepdims=1>(x, axes) }"
+    )
     after, _, changes = run(proto, tmp_path, expect="x=[[], []]; axes=[1]")
     assert changes
     assert "ReduceMax" not in {node.op_type for node in after.graph.node}

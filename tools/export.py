@@ -35,7 +35,8 @@ class Export:
     """One exported model: an architecture, an exporter, an opset.
 
     `ts` is the TorchScript exporter (dynamic axes, nothing folded, eager attention as people export it);
-    `dyn` is the torch.export-based one, unoptimized. `static` freezes all axes: sequence 64, and batch 1 unless `whole`.
+    `dyn` is the torch.export-based one, unoptimized. `static` freezes all axes: those of the example if `whole`,
+    else sequence 64 and batch 1.
     """
 
     architecture: str

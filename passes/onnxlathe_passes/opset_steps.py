@@ -97,7 +97,9 @@ def advance(draft: Draft, old: int, new: int) -> None:
     # An operator that is newer than its model's operator set (ONNX Runtime writes such) means what it began as.
     version = max(old, known[0]) if known else old
     while True:
-        following = [v for v in versions(draft.op_type) if version < v <= new]  # a step may change the operator
+        following = [
+            v for v in versions(draft.op_type) if version < v <= new
+        ]  # a step may change the operator
         if not following:
             return
         step = following[0]
