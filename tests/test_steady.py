@@ -93,11 +93,9 @@ def test_any_computation_over_the_mask(data: st.DataObject) -> None:
             "sum1": f"CumSum({value}, axis1)",
             "self": f"Sub({value}, m)",
         }[kind]
-        body += f"v{index} = {text} "
-        value = f"v{index}"
-        if kind in ("sum0", "sum1"):
-            body += f"w{index} = Sin({value}) "
-            value = f"w{index}"
+        # Kept small, so that a rounding does not grow on the way.
+        body += f"v{index} = {text} w{index} = Tanh(v{index}) "
+        value = f"w{index}"
     before = parse(graph(f"{body} y = Add(x, {value})"), 17, WEIGHTS)
     after = optimized(before, "shapes,steady")
     assert_same(before, after, *(samples(before, n=n) for n in (1, 2, 5)))
