@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from helpers import Array, assert_same, check, operators, optimized, parse, run, samples
 from onnxlathe.api import Result, optimize
 from onnxlathe.model import load
+from onnxlathe.pipeline.plan import UP_TO_ATTENTION
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SIZES = ({"n": 1, "m": 3}, {"n": 3, "m": 5})
 BOTH = "attention(float32=true)"
-NEWER = "opset(attention=true),fixpoint(shapes,fold,tidy,fuse)"
 
 
 def numbers(**values: Any) -> dict[str, Array]:
@@ -218,8 +218,8 @@ def _attention(fixture: str, pipeline: str) -> Result:
 @pytest.mark.parametrize("fixture", TRANSFORMERS)
 def test_transformers_of_both_exporters(fixture: str) -> None:
     """Two layers each, whoever exported them; in float16 after `precision`, and in float32 where asked."""
-    half = _attention(fixture, f"{NEWER},precision(type=fp16),attention,fold,fuse,tidy")
-    whole = _attention(fixture, f"{NEWER},{BOTH},fuse,tidy")
+    half = _attention(fixture, f"{UP_TO_ATTENTION},precision(type=fp16),attention,fold,fuse,tidy")
+    whole = _attention(fixture, f"{UP_TO_ATTENTION},{BOTH},fuse,tidy")
     for result in (half, whole):
         kinds = result.after.operators
         assert kinds["Attention"] == 2

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from helpers import parse, registry
 from onnxlathe.api import optimize
 from onnxlathe.cli import run as command
-from onnxlathe.cli.precision_options import BEFORE
+from onnxlathe.cli.precision_options import before
 from onnxlathe.errors import VerificationError
 from onnxlathe.infer import infer_model
 from onnxlathe.model import Model, load
@@ -262,7 +262,7 @@ def test_trials_are_what_is_delivered() -> None:
     """With Attention in it, which computes in another way than the products it stands for."""
     source = Path(__file__).parents[1] / "fixtures" / "bert_ts17.onnx"
     model = load(source)
-    optimize(model, f"{BEFORE['default']},shapes", verify=False)
+    optimize(model, f"{before('default')},shapes", verify=False)
     tried: list[set[str]] = []
 
     class Watching(Verifier):

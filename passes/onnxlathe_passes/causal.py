@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxlathe.infer import Dims, constant, dims_of
 from onnxlathe.rewrite import Builder, NodeRule, attribute, is_constant, require
-from onnxlathe_passes.conditions import attributes_of, number, operand, producer, uniform
+from onnxlathe_passes.conditions import attributes_of, filled, number, operand, producer
 from onnxlathe_passes.coordinates import Counters
 
 _READ = 16 << 20  # bytes; a mask of 2048 tokens
@@ -40,17 +40,19 @@ def is_causal(mask: ir.Value, opset: int) -> bool:
     if node is None:
         return False
     if node.op_type == "Where":
-        chosen, other = (_number(v) for v in node.inputs[1:])
+        chosen, other = (filled(v) if v is not None else None for v in node.inputs[1:])
         side = holds(node.inputs[0], Counters(opset))
         zero, least = (chosen, other) if side == "below" else (other, chosen)
         return side is not None and zero == 0 and _hides(least)
     if node.op_type == "Trilu":
         offset = number(operand(node, 1)) if operand(node, 1) is not None else 0
-        return attribute(node, "upper", opset) == 1 and offset == 1 and _hides(_number(node.inputs[0]))
+        x = node.inputs[0]
+        hides = x is not None and _hides(filled(x))
+        return attribute(node, "upper", opset) == 1 and offset == 1 and hides
     if node.op_type == "Mul":
         for one, by in (node.inputs, node.inputs[::-1]):
             cast = producer(one, "Cast")
-            if cast is not None and _hides(_number(by)):
+            if cast is not None and by is not None and _hides(filled(by)):
                 return holds(cast.inputs[0], Counters(opset)) == "above"
         return False
     return node.inputs[0] is not None and is_causal(node.inputs[0], opset)
@@ -114,18 +116,6 @@ def _read(condition: ir.Value) -> Side | None:
 
 def _square(dims: Dims | None) -> bool:
     return dims is not None and len(dims) >= 2 and dims[-1] is not None and dims[-1] == dims[-2] != 1
-
-
-def _number(value: ir.Value | None) -> float | None:
-    """The number that a value consists of, however often it is repeated."""
-    repeat = producer(value, "Expand", "Unsqueeze", "ConstantOfShape")
-    if repeat is not None and repeat.op_type != "ConstantOfShape":
-        return _number(repeat.inputs[0])
-    if repeat is not None:
-        held = repeat.attributes.get("value")
-        return 0.0 if held is None else float(held.as_tensor().numpy().reshape(-1)[0])
-    found = uniform(value)
-    return float(found) if isinstance(found, (int, float)) else None
 
 
 def _hides(number: float | None) -> bool:

@@ -20,6 +20,7 @@ from onnxlathe.model import RowTensor, rows_of, transposed
 from onnxlathe.rewrite import attribute
 from onnxlathe_passes.conditions import Array
 from onnxlathe_passes.kernels import KERNELS, Attributes, cast
+from onnxlathe_passes.weights import with_shape
 
 UNFOLDABLE = frozenset(
     {
@@ -100,9 +101,7 @@ def deferred(node: ir.Node, opset: int, dims: Sequence[int]) -> ir.TensorProtoco
     first = tensors[0]
     if node.op_type in VIEWS and isinstance(first, FileTensor):
         # The same bytes under another shape: the weight stays in its file.
-        return FileTensor(
-            first.file, first.offset, dtype=first.dtype, shape=ir.Shape(dims), external=first.external
-        )
+        return with_shape(first, dims)
     kernel = KERNELS[node.op_type]
     attributes = Attributes(node, opset)
     dtype = output.dtype

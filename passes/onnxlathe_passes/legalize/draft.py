@@ -20,14 +20,17 @@ import onnx_ir as ir
 from onnxlathe.infer import Dim, constant, dims_of, infer_node, known
 from onnxlathe.rewrite import Builder, attribute, reject, require
 
+# Lowerings take these from here, with what is for them alone.
+from onnxlathe_passes.conditions import FLOATS as FLOATS
+from onnxlathe_passes.conditions import Array as Array
+from onnxlathe_passes.conditions import operand as operand
+
 Lowered = ir.Value | Sequence[ir.Value | None] | None
 Lowering = Callable[["Draft", ir.Node], Lowered]
-Array = np.ndarray[Any, np.dtype[Any]]
 
 LOWERINGS: dict[tuple[str, str], list[Lowering]] = {}
 """By domain and operator type, in the order in which they are tried."""
 
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 INTEGERS = frozenset(
     {
         ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64,
@@ -193,11 +196,6 @@ def contents(value: ir.Value | None) -> Array:
     )
     kind = value.dtype.numpy() if value.dtype is not None else np.int64
     return np.asarray(entries.tolist(), dtype=kind).reshape(entries.shape)
-
-
-def operand(node: ir.Node, index: int) -> ir.Value | None:
-    """The input at `index`, `None` where it is absent."""
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def given(node: ir.Node, index: int) -> ir.Value:

@@ -68,7 +68,7 @@ def precision_command(**options: Any) -> int:
 
     Exit code 0: done; 1: no set was found; 2: wrong usage or bad model.
     """
-    from onnxlathe.cli.precision_options import AFTER, BEFORE, with_recipe
+    from onnxlathe.cli.precision_options import AFTER, before, with_recipe
     from onnxlathe.errors import UsageError
     from onnxlathe.pipeline import Recipe, load_recipe
 
@@ -79,7 +79,8 @@ def precision_command(**options: Any) -> int:
         options[name] = options[name] or getattr(recipe, name)
     options["plugins"] = [*recipe.plugins, *options["plugins"]]
     passes = options["passes"] or recipe.passes
-    options["passes"], options["after"] = (BEFORE[passes], AFTER) if passes in BEFORE else (passes, "")
+    first = before(passes)
+    options["passes"], options["after"] = (passes, "") if first is None else (first, AFTER)
     if not options["search"] and (searching := given(_SEARCHING)):
         raise UsageError(f"{searching[0]} is about the search", hint="ask for it: --search")
     if options["report"] is not None:

@@ -111,18 +111,24 @@ def precision_item(options: Mapping[str, Any], notes: list[str]) -> str:
     return str(Item("precision", chosen))
 
 
-BEFORE = {"default": "opset(attention=true),fixpoint(shapes,fold,tidy,fuse)", "ort": "ort"}
 AFTER = "attention,fuse,tidy"
-"""What runs around mixed precision, by the preset that is asked for.
+"""What runs after mixed precision; TensorRT has kernels for Attention in half precision."""
 
-Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves, and TensorRT has kernels for
-Attention in half precision.
-"""
+
+def before(passes: str) -> str | None:
+    """What runs before mixed precision where this preset is asked for; `None` for another pipeline.
+
+    Newer operators (RMSNormalization, Gelu) keep float32 inside of themselves.
+    """
+    from onnxlathe.pipeline.plan import UP_TO_ATTENTION
+
+    return {"default": UP_TO_ATTENTION, "ort": "ort"}.get(passes)
 
 
 def around(lowering: str, passes: str = "default") -> str:
     """The pipeline for mixed precision; a pipeline that somebody wrote is not added to after it."""
-    return f"{BEFORE[passes]},{lowering},{AFTER}" if passes in BEFORE else f"{passes},{lowering}"
+    first = before(passes)
+    return f"{passes},{lowering}" if first is None else f"{first},{lowering},{AFTER}"
 
 
 def keep_words(options: Mapping[str, Any], notes: list[str]) -> list[str]:

@@ -19,6 +19,9 @@ from onnxlathe.pipeline.text import Item, Size, join, parse, parse_size, show
 from onnxlathe.rewrite.passes import Option, Pass
 from onnxlathe.rewrite.rule import LocalRule
 
+UP_TO_ATTENTION = "opset(attention=true),fixpoint(shapes,fold,tidy,fuse)"
+"""What `O3` does, on an operator set that has Attention; for what makes it afterwards."""
+
 PRESETS: Mapping[str, str] = {
     "O0": "shapes",
     "O1": "shapes,fold,tidy",
@@ -26,8 +29,7 @@ PRESETS: Mapping[str, str] = {
     "O3": "opset,fixpoint(shapes,fold,tidy,fuse)",
     "trt": "opset(version=21),shapes,fold,tidy,fuse,tidy,"
     "groupnorm,roll,split_gather,full_rank(everything=true),tidy",
-    "ort": "opset(attention=true),fixpoint(shapes,fold,tidy,fuse),"
-    "patch_projection,attention(fast_float32=true),fold,fuse,tidy",
+    "ort": f"{UP_TO_ATTENTION},patch_projection,attention(fast_float32=true),fold,fuse,tidy",
     "default": "shapes,fold,tidy,fuse,tidy",
 }
 """Pipelines with a name. `O0` only infers, `O1` removes what is not needed, `O2` fuses as well, `O3` raises
